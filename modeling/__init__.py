@@ -1,0 +1,1 @@
+"""Models, one flat folder per family: what ships to the Hub with the weights."""
