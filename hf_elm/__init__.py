@@ -1,0 +1,42 @@
+"""Energy-based language models for the Hugging Face ecosystem.
+
+Importing this package registers every config and model with transformers' Auto classes, without importing torch or
+transformers before they are needed (see ``registration``).
+"""
+
+import importlib
+from pathlib import Path
+
+
+__version__ = "0.1.0"
+
+_ROOT = Path(__file__).resolve().parent.parent
+if (_ROOT / "setup.py").is_file() and (
+    _ROOT / "modeling"
+).is_dir():  # a checkout: modeling/, trainers/, … lie beside us
+    __path__.append(str(_ROOT))
+
+from . import registration  # noqa: E402
+
+
+registration.install()
+
+_EXPORTS = {  # name -> module that defines it, imported at first use (PEP 562)
+    "MonArcConfig": "hf_elm.modeling.monarc",
+    "MonArcForCausalLM": "hf_elm.modeling.monarc",
+    "ElmLikelihood": "hf_elm.evaluation",
+    "ResidualEnergyConfig": "hf_elm.trainers",
+    "ResidualEnergyTrainer": "hf_elm.trainers",
+    "evaluate_elm": "hf_elm.evaluation",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_EXPORTS})

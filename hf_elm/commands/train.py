@@ -1,0 +1,80 @@
+"""usage: hf-elm train [RECIPE.yaml] [key=value ...] [--key value ...]
+
+Train a model on text: from scratch (model.preset), around an existing LM (model.base) or further (model.checkpoint).
+RECIPE is a file or the name of a bundled recipe. The run's folder gets recipe.yaml, environment.json, metrics.jsonl,
+checkpoints, the model with its tokenizer, and likelihood.json.
+
+  hf-elm train monarc_tiny output_dir=runs/first
+  hf-elm train monarc_tiny data.corpus=my_texts/ --train.max_steps 500 --train.learning-rate=1e-3
+  hf-elm train monarc_tiny output_dir=runs/first resume=true
+  torchrun --nproc_per_node 8 -m hf_elm train monarc_163m_fineweb
+"""
+
+import contextlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import run_folder
+from ..command_schemas import training_schema
+from ..recipes import find_recipe, literal_defaults, merge, read_recipe, split_arguments
+
+
+schema = training_schema
+DEFAULT_FAMILY = "monarc"
+_SECTIONS_WITH_DEFAULTS = ("data", "tokenizer", "evaluate")
+
+
+def run(arguments: list[str]) -> None:
+    """Resolve the settings, claim the folder, train."""
+    if not arguments:
+        raise ValueError(
+            "give a recipe or key=value pairs, for example `hf-elm train monarc_tiny`; --help lists the keys."
+        )
+    train(resolve_settings(arguments, "train"))
+
+
+def train(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Run resolved settings; the held-out likelihood, if it was asked for."""
+    if run_folder.is_main_process():
+        run_folder.claim(settings["train"]["output_dir"], settings, settings["resume"])
+    from ..training_run import execute, prepare  # imports torch
+
+    return execute(prepare(settings))
+
+
+def resolve_settings(arguments: list[str], command: str, default_recipe: str | None = None) -> dict[str, Any]:
+    """Nested settings: defaults, then the recipe, then the command line.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown keys, wrong types, more than one recipe, no such recipe.
+    """
+    schema = training_schema(named_family(arguments))
+    positionals, given = split_arguments(arguments, schema)
+    if len(positionals) > 1:
+        raise ValueError(f"one recipe at most, got {' and '.join(positionals)}. Settings are written key=value.")
+    recipe = positionals[0] if positionals else default_recipe
+    from_file = read_recipe(recipe, schema) if recipe else {}
+    layers = [_defaults(schema, recipe or command), from_file, given]
+    return merge(*layers)
+
+
+def named_family(arguments: list[str]) -> str:
+    """The family on the command line or in the recipe; it decides which other keys are valid."""
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name == "family":
+            return value or following
+    for argument in arguments:
+        with contextlib.suppress(FileNotFoundError, AttributeError, yaml.YAMLError, UnicodeDecodeError):
+            return yaml.safe_load(find_recipe(argument).read_text(encoding="utf-8")).get("family") or DEFAULT_FAMILY
+    return DEFAULT_FAMILY
+
+
+def _defaults(schema, name):
+    keys = [
+        key for key in schema.keys.values() if key.name.split(".")[0] in _SECTIONS_WITH_DEFAULTS or "." not in key.name
+    ]
+    return literal_defaults(keys) | {"train.output_dir": f"runs/{Path(name).stem}"}

@@ -1,0 +1,113 @@
+"""The table of model families: everything that the command line and the Auto classes need to know about each.
+
+A class or function is written ``"package.module:name"`` and imported by `resolve` at first use, so that reading this table
+costs nothing.
+"""
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Args:
+        config: config class.
+        models: model class -> names of the Auto classes that find it.
+        model: the class that ``hf-elm train`` builds.
+        trainer: Trainer subclass.
+        training_arguments: TrainingArguments subclass; its fields are the ``train.*`` keys.
+        converter: function ``(source, out)`` for reference checkpoints.
+        vocabulary_in: config field that holds the vocabulary size ("text_config" or None for the config itself).
+        adapt_recipe: the recipe that ``hf-elm adapt`` starts from.
+        generation: class whose fields are the family's own ``hf-elm generate`` keys.
+        aliases: further spellings of keys, accepted everywhere.
+    """
+
+    config: str
+    models: dict[str, tuple[str, ...]]
+    model: str
+    trainer: str
+    training_arguments: str
+    converter: str
+    vocabulary_in: str | None = None
+    adapt_recipe: str | None = None
+    generation: str | None = None
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+_MONARC = "hf_elm.modeling.monarc"
+FAMILIES = {  # model_type -> family
+    "monarc": Family(
+        config=f"{_MONARC}.configuration_monarc:MonArcConfig",
+        models={f"{_MONARC}.modeling_monarc:MonArcForCausalLM": ("AutoModel", "AutoModelForCausalLM")},
+        model=f"{_MONARC}.modeling_monarc:MonArcForCausalLM",
+        trainer="hf_elm.trainers.residual_energy_trainer:ResidualEnergyTrainer",
+        training_arguments="hf_elm.trainers.residual_energy_config:ResidualEnergyConfig",
+        converter=f"{_MONARC}.convert_monarc:convert_reference_checkpoint",
+        vocabulary_in="text_config",
+        adapt_recipe="monarc_adapt_frozen",
+        generation="hf_elm.recipe_sections:CandidateSection",
+    ),
+}
+
+
+def resolve(path: str) -> Any:
+    """The object that ``"package.module:name"`` names."""
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def find_family(name: str) -> Family:
+    """The family called ``name``; dashes and underscores are the same."""
+    try:
+        return FAMILIES[name.replace("-", "_")]
+    except KeyError:
+        raise ValueError(f'family must be one of {sorted(FAMILIES)}, got "{name}".') from None
+
+
+def family_of_checkpoint(checkpoint: str) -> str:
+    """The family name (``model_type``) that a saved folder or Hub id declares in its config.json.
+
+    Raises:
+        FileNotFoundError: no such folder or Hub repository, or no config.json in it.
+        ValueError: config.json is not readable, or the model is of no family of this package.
+    """
+    folder = Path(checkpoint)
+    file = folder / "config.json"
+    is_hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/"))
+    if is_hub_id and not folder.exists() and not folder.parent.exists():
+        file = Path(_download_config(checkpoint))
+    elif not folder.exists():
+        raise FileNotFoundError(
+            f"checkpoint={checkpoint} does not exist; give a saved folder or a Hub id (user/name)."
+        )
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"checkpoint={checkpoint} has no config.json; give a folder that save_pretrained wrote."
+        )
+    try:
+        model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"checkpoint={checkpoint}: config.json is not a JSON object ({error}).") from None
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f'checkpoint={checkpoint} holds a "{model_type}" model; this command needs one of {sorted(FAMILIES)}. '
+            "An ordinary causal LM becomes one by `hf-elm adapt model.base=...`."
+        )
+    return model_type
+
+
+def _download_config(repo_id):
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(repo_id, "config.json")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(f"checkpoint={repo_id} is neither a folder nor a reachable Hub id: {reason}") from None

@@ -1,0 +1,115 @@
+"""Self-contained Hub folders: written beside their place, proven in a process that cannot import hf_elm, then moved there."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .run_folder import new_folder
+from .saved_models import load_checkpoint
+
+
+TOLERANCE = 1e-5  # of outputs that are equal up to the order of float32 sums
+_WITHOUT_HF_ELM = """
+import sys
+
+class Block:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "hf_elm":
+            raise ImportError("the exported code imports hf_elm")
+
+sys.meta_path.insert(0, Block())
+import torch
+import transformers
+
+torch.set_num_threads(1)
+"""
+_PROBE = """
+import json
+from pathlib import Path
+from safetensors.torch import load_file
+
+folder, probe = sys.argv[1:]
+expected = load_file(probe)
+options = {"trust_remote_code": True, "local_files_only": True}
+config = transformers.AutoConfig.from_pretrained(folder, **options)
+for name in json.loads((Path(folder) / "config.json").read_text())["auto_map"]:
+    if name == "AutoConfig":
+        continue
+    model = getattr(transformers, name).from_pretrained(folder, **options).eval()
+    with torch.no_grad():
+        output = model(expected["input_ids"])
+    for key in expected.keys() - {"input_ids"}:
+        difference = (output[key].float() - expected[key].float()).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, expected[key].float().abs().max().item()):
+            raise SystemExit(f"{name}: {key} differs by {difference}")
+    if model.can_generate():
+        model.generate(expected["input_ids"], max_new_tokens=2)
+transformers.AutoTokenizer.from_pretrained(folder, **options)
+"""
+
+
+def export_checkpoint(checkpoint: str, out: str | Path) -> None:
+    """Write the saved model, its code, tokenizer and generation config to the new folder ``out``, and prove that it loads.
+
+    Raises:
+        FileExistsError: ``out`` is there already.
+        ValueError: the checkpoint cannot be loaded, or the folder does not work in a clean process (with its reason).
+    """
+    with new_folder(out, "OUT") as folder:
+        model, tokenizer = load_checkpoint(checkpoint, device="cpu")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        check_hub_folder(folder, model)
+
+
+def check_hub_folder(folder: str | Path, model) -> None:
+    """Load ``folder`` by every Auto class of its auto_map where hf_elm cannot be imported; compare with ``model``; generate.
+
+    Raises:
+        ValueError: any of it failed; the message ends with the process's own last line.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = Path(scratch) / "probe.safetensors"
+        save_file(_expected_outputs(model), probe)
+        run_without_hf_elm(_PROBE.replace("TOLERANCE", repr(TOLERANCE)), folder, probe)
+
+
+def run_without_hf_elm(code: str, folder: str | Path, *arguments: str | Path) -> str:
+    """Standard output of ``code`` in a fresh interpreter that cannot import hf_elm and goes to no network.
+
+    ``torch`` and ``transformers`` are imported for it; ``sys.argv[1]`` is the absolute path of ``folder``, then ``arguments``.
+
+    Raises:
+        ValueError: it failed; the message ends with the process's own last line.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = {**os.environ, "HF_MODULES_CACHE": str(Path(scratch) / "modules"), "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        command = [
+            sys.executable,
+            "-I",
+            "-c",
+            _WITHOUT_HF_ELM + code,
+            str(Path(folder).resolve()),
+            *map(str, arguments),
+        ]
+        result = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
+        raise ValueError(f"the exported folder does not work without hf_elm: {lines[-1].strip()}")
+    return result.stdout
+
+
+@torch.no_grad()
+def _expected_outputs(model):
+    """Inputs and the outputs that must come back; token ids from the middle of the vocabulary, ``(1, 8)``."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    input_ids = (torch.arange(8) * 7 + vocabulary // 3) % vocabulary
+    output = model(input_ids.unsqueeze(0))
+    kept = {key: output[key].contiguous() for key in ("logits", "energies", "last_hidden_state") if key in output}
+    return {"input_ids": input_ids.unsqueeze(0), **kept}

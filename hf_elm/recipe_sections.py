@@ -1,0 +1,189 @@
+"""The sections of a recipe that are ours: their keys, defaults and meanings. No heavy imports, so that help is instant.
+
+The ``model`` section has the fields of the family's config beside `ModelSource`, the ``train`` section the fields of its
+TrainingArguments.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RunSection:
+    """Keys without a section.
+
+    Args:
+        family: model family.
+        seed: seeds the corpus split, the packing order, the weights and the training.
+        resume: continue the run in output_dir from its last checkpoint (start it where there is none).
+    """
+
+    family: str = "monarc"
+    seed: int = 0
+    resume: bool = False
+
+
+@dataclass
+class ModelSource:
+    """Where the model comes from: at most one of preset, base, checkpoint; none of them: a new model of the given fields.
+
+    Args:
+        preset: named size of a new model, e.g. tiny, 163m, 430m.
+        base: path or Hub id of an existing causal LM to wrap.
+        checkpoint: path or Hub id of a saved model of this family to train further.
+    """
+
+    preset: str | None = None
+    base: str | None = None
+    checkpoint: str | None = None
+
+
+@dataclass
+class TokenizerSection:
+    """Which tokenizer; missing with model.base or model.checkpoint: theirs.
+
+    Args:
+        kind: byte, char, bpe (the last two are learned from the training text) or pretrained (needs path); missing: pretrained
+            where a path is known, else byte.
+        path: path or Hub id of a pretrained tokenizer.
+        vocab_size: size of a bpe vocabulary.
+    """
+
+    kind: str | None = None
+    path: str | None = None
+    vocab_size: int | None = None
+
+
+@dataclass
+class DataSection:
+    """The text and how it becomes rows.
+
+    Args:
+        corpus: stdlib (the interpreter's own library sources), a file, a folder, a glob, or a Hub dataset id.
+        config_name: configuration of a Hub dataset, e.g. sample-10BT.
+        split: split of a Hub dataset.
+        text_column: column that holds the text.
+        streaming: read a Hub dataset as a stream; needs train.max_steps.
+        held_out_fraction: share of the documents (by file) kept from training, for the likelihood.
+        max_bytes: read at most this much text; missing: all.
+        sequence_length: tokens per packed row.
+        strategy: how documents are packed into rows: wrapped (fills every row, documents may continue in the next) or greedy
+            (documents are cut at sequence_length and never continue).
+        reset_position_ids: count positions from each document's start.
+    """
+
+    corpus: str = "stdlib"
+    config_name: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    streaming: bool = True
+    held_out_fraction: float = 0.05
+    max_bytes: int | None = None
+    sequence_length: int = 256
+    strategy: str = "wrapped"
+    reset_position_ids: bool = False
+
+
+@dataclass
+class FinalEvaluationSection:
+    """The evaluation at the end of a training run; the other keys are those of ``hf_elm.evaluation.evaluate_elm``.
+
+    Args:
+        skip: leave it out.
+    """
+
+    skip: bool = False
+
+
+@dataclass
+class EvaluateSection:
+    """What ``hf-elm evaluate`` does beside ``hf_elm.evaluation.evaluate_elm``.
+
+    Args:
+        part: held_out, train or all; missing: held_out where the text is that of the run that wrote the checkpoint, else all.
+        equal_compute_lm: path or Hub id of a causal LM over the same vocabulary, scored on the same tokens.
+        output: write the result to this JSON file.
+    """
+
+    part: str | None = None
+    equal_compute_lm: str | None = None
+    output: str | None = None
+
+
+@dataclass
+class CheckpointSection:
+    """Which saved model to use, and where.
+
+    Args:
+        checkpoint: folder that a run or save_pretrained wrote, or a Hub id.
+        device: torch device, e.g. cpu or cuda:0; missing: cuda where there is one, else cpu.
+        dtype: float32, bfloat16 or float16; missing: as saved.
+        seed: seed of every random choice.
+    """
+
+    checkpoint: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class GenerateSection:
+    """How to continue a prompt.
+
+    Args:
+        prompt: the text to continue; "-" reads standard input.
+        max_new_tokens: at most this many tokens are added.
+        do_sample: draw tokens; false takes the likeliest.
+        temperature: flattens (> 1) or sharpens (< 1) the LM's distribution.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the smallest set of tokens with this probability only.
+        repetition_penalty: above 1 discourages tokens that have occurred.
+        num_return_sequences: how many continuations.
+        stream: print tokens as they come.
+    """
+
+    prompt: str = ""
+    max_new_tokens: int = 128
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    num_return_sequences: int = 1
+    stream: bool = True
+
+
+@dataclass
+class CandidateSection:
+    """How the energy chooses.
+
+    Args:
+        num_candidates: tokens that the LM proposes per position; 1 is the LM itself; missing: as saved with the model.
+        candidate_mode: sample (candidates are drawn from the LM) or topk (its likeliest tokens); missing: as saved.
+    """
+
+    num_candidates: int | None = None
+    candidate_mode: str | None = None
+
+
+@dataclass
+class QuickstartSection:
+    """What ``hf-elm quickstart`` trains.
+
+    Args:
+        output_dir: folder of everything it writes; must be new or empty.
+        corpus: stdlib (the interpreter's own library sources), a file, a folder, a glob, or a Hub dataset id.
+        lm_steps: optimizer steps of the language model, 32 rows of 64 bytes each.
+        energy_steps: optimizer steps of the energy, with the language model frozen.
+        evaluation_tokens: held-out tokens on which everything is compared.
+        prompt: text to continue at the end.
+        seed: seed of every random choice.
+    """
+
+    output_dir: str = "runs/quickstart"
+    corpus: str = "stdlib"
+    lm_steps: int = 3000
+    energy_steps: int = 1500
+    evaluation_tokens: int = 30000
+    prompt: str = "def main(argv):"
+    seed: int = 0

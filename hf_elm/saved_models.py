@@ -1,0 +1,71 @@
+"""Models and tokenizers read from folders and Hub ids, with one clear sentence when that does not work."""
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .families import family_of_checkpoint, find_family, resolve
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_UNREADABLE = (OSError, RuntimeError, SafetensorError, ValueError, KeyError)
+
+
+def load_checkpoint(
+    checkpoint: str, device: str | None = None, dtype: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The saved model of one of our families, in evaluation mode on ``device``, and its tokenizer.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, another kind of model, damaged or missing weights, an unknown device.
+    """
+    model = load_model(checkpoint, dtype, **options).to(pick_device(device)).eval()
+    return model, load_tokenizer(checkpoint, "checkpoint")
+
+
+def load_model(checkpoint: str, dtype: str | None = None, **options: Any) -> PreTrainedModel:
+    """The saved model on the CPU; see `load_checkpoint`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got "{dtype}".')
+    model_class = resolve(find_family(family_of_checkpoint(checkpoint)).model)
+    if dtype is not None:
+        options["dtype"] = getattr(torch, dtype)
+    try:
+        model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, **options)
+    except _UNREADABLE as error:
+        raise ValueError(f"checkpoint={checkpoint} cannot be loaded: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"checkpoint={checkpoint} is incomplete: {len(missing)} weights are missing, {missing[0]} first."
+        )
+    return model
+
+
+def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
+    """The tokenizer saved at ``path`` (folder or Hub id); ``option`` is named in the error."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except _UNREADABLE as error:
+        raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {_first_line(error)}") from error
+
+
+def pick_device(device: str | None) -> torch.device:
+    """``device`` as given, else CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'device="{device}" cannot be used here: {_first_line(error)}') from None
+    return found
+
+
+def _first_line(error):
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,202 @@
+"""One training run from resolved settings: corpus, tokenizer, model, trainer, likelihood, files."""
+
+import inspect
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from . import run_folder
+from .environment import describe_environment
+from .evaluation import evaluate_elm
+from .families import Family, find_family, resolve
+from .saved_models import load_model
+from .trainers.checkpoint_folders import last_usable_checkpoint
+from .trainers.corpora import Corpus, load_corpus
+from .trainers.tokenization import build_tokenizer
+
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass
+class TrainingRun:
+    """What a run is made of; `prepare` builds it, `execute` runs it."""
+
+    settings: dict[str, Any]
+    output_dir: str
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    trainer: Any
+
+
+def prepare(settings: dict[str, Any]) -> TrainingRun:
+    """Build everything that ``settings`` names; nothing is written yet.
+
+    Args:
+        settings: nested, as `recipes.merge` gives, with the sections ``model``, ``tokenizer``, ``data``, ``train``.
+
+    Raises:
+        ValueError, FileNotFoundError: a setting that cannot be honoured; the message names it.
+    """
+    family, seed = find_family(settings["family"]), settings["seed"]
+    arguments = _training_arguments(family, settings)
+    corpus = load_corpus(**corpus_options(settings["data"]), seed=seed)
+    tokenizer = make_tokenizer(settings, corpus)
+    model = make_model(family, settings, tokenizer)
+    trainer = resolve(family.trainer)(
+        model=model,
+        args=arguments,
+        train_dataset=corpus.train,
+        eval_dataset=corpus.held_out,
+        processing_class=tokenizer,
+    )
+    return TrainingRun(settings, arguments.output_dir, corpus, tokenizer, model, trainer)
+
+
+def execute(run: TrainingRun) -> dict[str, Any] | None:
+    """Train (from the last checkpoint where the settings say so), save, evaluate; the likelihood, if there is one."""
+    resume = bool(run.settings.get("resume")) and last_usable_checkpoint(run.output_dir) is not None
+    if run_folder.is_main_process():
+        run_folder.write_atomically(
+            os.path.join(run.output_dir, run_folder.RECIPE), run_folder.dump_recipe(run.settings)
+        )
+        run_folder.write_json(os.path.join(run.output_dir, run_folder.ENVIRONMENT), describe_environment())
+    run.trainer.train(resume_from_checkpoint=True if resume else None)
+    run.trainer.save_state()
+    run.trainer.save_model()
+    options = dict(run.settings["evaluate"])
+    if options.pop("skip") or not run_folder.is_main_process():
+        return None
+    return _likelihood(run, options)
+
+
+def _likelihood(run, options):
+    model = run.trainer.accelerator.unwrap_model(run.trainer.model).eval()
+    result = evaluate_elm(
+        model, run.trainer.eval_dataset, tokenizer=run.tokenizer, seed=run.settings["seed"], **options
+    )
+    run_folder.write_json(os.path.join(run.output_dir, run_folder.LIKELIHOOD), result.to_dict())
+    sys.stdout.write(f"{result}\n")
+    return result.to_dict()
+
+
+def corpus_options(data: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `load_corpus` in the data section of a recipe."""
+    names = set(inspect.signature(load_corpus).parameters)
+    return {"source": data["corpus"], **{name: value for name, value in data.items() if name in names}}
+
+
+def _training_arguments(family, settings):
+    """The TrainingArguments of the run; what the data section decides is passed on."""
+    data, train = settings["data"], settings["train"]
+    shared = {
+        "max_length": data["sequence_length"],
+        "packing_strategy": data["strategy"],
+        "reset_position_ids": data["reset_position_ids"],
+        "seed": settings["seed"],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return resolve(family.training_arguments)(**{**shared, **train})
+
+
+def make_tokenizer(settings: dict[str, Any], corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The tokenizer of the ``tokenizer`` section; by default that of the model to start from, else bytes.
+
+    Raises:
+        ValueError: kind and path contradict each other, or the tokenizer cannot be loaded.
+    """
+    options, model = settings["tokenizer"], settings["model"]
+    kind, path = options["kind"], options["path"]
+    if kind not in (None, "byte", "char", "bpe", "pretrained"):
+        raise ValueError(f'tokenizer.kind must be one of byte, char, bpe, pretrained, got "{kind}".')
+    if path is not None and kind not in (None, "pretrained"):
+        raise ValueError(f"tokenizer.kind={kind} takes no tokenizer.path={path}; drop one of them.")
+    sources = {"tokenizer.path": path, "model.base": model.get("base"), "model.checkpoint": model.get("checkpoint")}
+    if kind in (None, "pretrained"):
+        for option, value in sources.items():
+            if value is not None:
+                return _pretrained_tokenizer(option, value)
+    if kind == "pretrained":
+        raise ValueError("tokenizer.kind=pretrained needs tokenizer.path=<folder or Hub id>.")
+    return build_tokenizer(kind or "byte", corpus.train if kind in ("char", "bpe") else None, options["vocab_size"])
+
+
+def _pretrained_tokenizer(option, path):
+    try:
+        return build_tokenizer(path)
+    except ValueError as error:
+        raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {error}") from error
+
+
+def make_model(family: Family, settings: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model of the ``model`` section: new (preset or fields), around an existing LM (base), or a saved one (checkpoint).
+
+    Raises:
+        ValueError: more than one source, a vocabulary or a number of positions too small for the data.
+    """
+    fields = dict(settings["model"])
+    sources = {name: fields.pop(name, None) for name in ("preset", "base", "checkpoint")}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(
+            f"model.{given[0]} and model.{given[1]} exclude each other; give one of preset, base, checkpoint."
+        )
+    torch.manual_seed(settings["seed"])
+    length = settings["data"]["sequence_length"]
+    if sources["base"] is not None:
+        model = _wrap(family, sources["base"], fields)
+    elif sources["checkpoint"] is not None:
+        model = load_model(sources["checkpoint"], **fields)
+    else:
+        model = resolve(family.model)(_new_config(family, sources["preset"], fields, tokenizer, length))
+    _check_fit(model, tokenizer, length)
+    return model
+
+
+def _wrap(family, base, fields):
+    model_class = resolve(family.model)
+    if not hasattr(model_class, "from_causal_lm"):
+        raise ValueError(f"model.base={base}: {model_class.__name__} cannot wrap a causal LM; use model.preset.")
+    try:
+        return model_class.from_causal_lm(base, **fields)
+    except OSError as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"model.base={base} cannot be loaded as a causal LM: {reason}") from error
+
+
+def _new_config(family, preset, fields, tokenizer, length):
+    """A new config whose vocabulary is the tokenizer's, and which has at least ``length`` positions, unless told otherwise."""
+    config_class = resolve(family.config)
+    inner = dict(fields.pop(family.vocabulary_in, None) or {}) if family.vocabulary_in else fields
+    if inner.setdefault("vocab_size", len(tokenizer)) < len(tokenizer):
+        raise ValueError(
+            f"vocab_size={inner['vocab_size']} in the model section is smaller than the tokenizer's {len(tokenizer)}; leave it out."
+        )
+    for name in SPECIAL_TOKENS:
+        inner.setdefault(name, getattr(tokenizer, name))
+    stretch = "max_position_embeddings" not in inner
+    if preset is not None:
+        config = config_class.preset(preset, **fields, **(inner if family.vocabulary_in else {}))
+    else:
+        config = config_class(**(fields | {family.vocabulary_in: inner} if family.vocabulary_in else fields))
+    text_config = config.get_text_config()
+    if stretch and (getattr(text_config, "max_position_embeddings", None) or length) < length:
+        text_config.max_position_embeddings = length
+    return config
+
+
+def _check_fit(model, tokenizer, length):
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > vocabulary:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model only {vocabulary}; "
+            "use the model's own tokenizer (leave the tokenizer section out) or a larger vocab_size."
+        )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise ValueError(f"data.sequence_length={length} exceeds the model's {positions} positions; lower it.")

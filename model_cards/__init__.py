@@ -1,0 +1,1 @@
+"""How a model presents itself on the Hub: card data and text."""
