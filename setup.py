@@ -12,7 +12,7 @@ FOLDERS |= {"hf_elm.model_cards": "model_cards", "hf_elm.recipe_files": "recipes
 
 BASE = [
     "torch>=2.6",
-    "transformers>=5.0,<6",
+    "transformers>=5.17,<6",
     "huggingface_hub>=1.0",
     "safetensors>=0.4.3",
     "omegaconf>=2.3",

@@ -1,6 +1,6 @@
 """LM loss, negatives and gradients in one chunked pass against the same from full logits: CPU time and peak memory.
 
-    python benchmarks/lm_head_loss.py [--repeats 10]
+python benchmarks/lm_head_loss.py [--repeats 10]
 """
 
 import argparse
@@ -55,7 +55,10 @@ def main():
         "import sys; sys.path.insert(0, 'benchmarks')\nimport torch; torch.set_num_threads(1)\nfrom lm_head_loss import *\n"
         "p = problem(); p[0].weight.grad = torch.zeros_like(p[0].weight); mark(); {side}(*p); mark()\n"
     )
-    sides = {"full_logits": lambda: full_logits(head, hidden, targets), "chunked": lambda: chunked(head, hidden, targets)}
+    sides = {
+        "full_logits": lambda: full_logits(head, hidden, targets),
+        "chunked": lambda: chunked(head, hidden, targets),
+    }
     shape = {"rows": ROWS, "vocab": VOCAB, "hidden": HIDDEN, "chunk": 128, "samples": 1}
     for impl, timing in alternate(sides, args.repeats).items():
         peaks = [peak_memory_mib(code.format(side=impl)) for _ in range(3)]

@@ -88,7 +88,9 @@ def _commit():
     def git(*args):
         return subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
 
-    return (git("rev-parse", "--short", "HEAD") or "uncommitted") + ("+" if git("status", "--porcelain", "-uno") else "")
+    return (git("rev-parse", "--short", "HEAD") or "uncommitted") + (
+        "+" if git("status", "--porcelain", "-uno") else ""
+    )
 
 
 def _cpu_name():

@@ -17,9 +17,21 @@ from hf_elm.modeling.monarc.modeling_monarc import MonArcForCausalLM
 
 
 SHAPES = {
-    "d256_L3_V4096_T1024": (dict(hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4, vocab_size=4096), 1, 1024),
-    "d256_L3_V4096_T256": (dict(hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4, vocab_size=4096), 4, 256),
-    "d768_L4_V50258_T1024": (dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12), 1, 1024),
+    "d256_L3_V4096_T1024": (
+        dict(hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4, vocab_size=4096),
+        1,
+        1024,
+    ),
+    "d256_L3_V4096_T256": (
+        dict(hidden_size=256, intermediate_size=688, num_hidden_layers=3, num_attention_heads=4, vocab_size=4096),
+        4,
+        256,
+    ),
+    "d768_L4_V50258_T1024": (
+        dict(hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12),
+        1,
+        1024,
+    ),
 }
 
 
@@ -61,7 +73,17 @@ def main():
         sides |= {b: lambda m=model, x=input_ids, b=b: elm_step(m, x, b) for b in ("merged", "sdpa")}
         limit = flop_limit(model.config.text_config, seq)
         for impl, timing in alternate(sides, args.repeats).items():
-            record("training_step_cost", impl=impl, shape={"name": name, "batch": batch, "seq": seq}, dtype="float32", metric="cpu_time", unit="ms", flop_limit=round(limit, 3), over_limit=round(timing["ratio_p50"] / limit, 3), **timing)
+            record(
+                "training_step_cost",
+                impl=impl,
+                shape={"name": name, "batch": batch, "seq": seq},
+                dtype="float32",
+                metric="cpu_time",
+                unit="ms",
+                flop_limit=round(limit, 3),
+                over_limit=round(timing["ratio_p50"] / limit, 3),
+                **timing,
+            )
 
 
 if __name__ == "__main__":

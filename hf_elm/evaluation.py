@@ -114,7 +114,7 @@ def evaluate_elm(
     with contextlib.ExitStack() as stack:
         for each in (model, equal_compute_lm):
             stack.enter_context(_evaluation_mode(each))
-        bar = stack.enter_context(_progress_bar(data, settings, progress))
+        bar = stack.enter_context(_progress_bar(data, settings, max_tokens, progress))
         for batch in batches:
             num_rows += len(batch.input_ids)
             room = None if max_tokens is None else max_tokens - totals.num_tokens
@@ -190,9 +190,14 @@ def _evaluation_mode(model):
             module.training = training
 
 
-def _progress_bar(data, settings: _Settings, progress: bool):
-    per_row = settings.exact_top + settings.num_samples
-    total = len(data) * per_row if hasattr(data, "__len__") else None
+def _progress_bar(data, settings: _Settings, max_tokens: int | None, progress: bool):
+    """A bar over candidate streams; with ``max_tokens`` its length supposes rows as long as the first one."""
+    total = None
+    if hasattr(data, "__len__"):
+        rows = len(data)
+        if max_tokens is not None and rows and isinstance(data[0], Mapping) and "input_ids" in data[0]:
+            rows = min(rows, math.ceil(max_tokens / max(1, len(data[0]["input_ids"]) - 1)))
+        total = rows * (settings.exact_top + settings.num_samples)
     return tqdm(total=total, desc=f"log Z, {settings.method}", unit="stream", disable=not progress, delay=1.0)
 
 

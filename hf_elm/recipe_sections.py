@@ -182,8 +182,8 @@ class QuickstartSection:
 
     output_dir: str = "runs/quickstart"
     corpus: str = "stdlib"
-    lm_steps: int = 3000
-    energy_steps: int = 1500
+    lm_steps: int = 2500
+    energy_steps: int = 1000
     evaluation_tokens: int = 30000
     prompt: str = "def main(argv):"
     seed: int = 0

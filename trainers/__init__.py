@@ -4,13 +4,21 @@ import importlib
 
 
 _EXPORTS = {  # name -> sibling module, imported at first use (PEP 562)
+    "CheckpointSaveError": "checkpoint_folders",
     "Corpus": "corpora",
+    "NonFiniteError": "finite_guard",
+    "PackedRows": "packing",
     "PackingCollator": "packing",
     "ResidualEnergyConfig": "residual_energy_config",
     "ResidualEnergyTrainer": "residual_energy_trainer",
+    "RowPacker": "row_packer",
+    "TokenTrainer": "token_trainer",
     "build_tokenizer": "tokenization",
+    "iter_packed_rows": "packing",
     "load_corpus": "corpora",
     "pack_rows": "packing",
+    "tokenize_corpus": "tokenization",
+    "unknown_characters": "tokenization",
 }
 __all__ = list(_EXPORTS)
 

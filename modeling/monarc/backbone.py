@@ -87,7 +87,11 @@ def candidate_pass(
     if position_ids.shape[0] > 1:
         position_ids = position_ids.repeat_interleave(copies, 0)
     stream = Stream("candidate", true.store, backend, mask, adapter_rows=slice(None))
-    inputs = {"input_ids": candidates.reshape(batch * copies, queries), "position_ids": position_ids, "use_cache": False}
+    inputs = {
+        "input_ids": candidates.reshape(batch * copies, queries),
+        "position_ids": position_ids,
+        "use_cache": False,
+    }
     _, state = run_decoder(lm, stream, **inputs)
     return state.view(batch, copies, queries, -1)
 
@@ -146,7 +150,9 @@ def _check_attention_modules(name, decoder, num_layers):
 @torch.no_grad()
 def _check_streams(name, lm, device):
     length = 5
-    ids = (torch.arange(length, device=device) * 7 + 1).remainder(lm.get_input_embeddings().weight.shape[0]).unsqueeze(0)
+    ids = (
+        (torch.arange(length, device=device) * 7 + 1).remainder(lm.get_input_embeddings().weight.shape[0]).unsqueeze(0)
+    )
     true = true_pass(lm, ids, token_layout(ids), "sdpa")
     missing = sorted(set(range(lm.get_decoder().config.num_hidden_layers)) - set(true.store.keys))
     if missing:
@@ -156,7 +162,9 @@ def _check_streams(name, lm, device):
         _refuse(name, "a token scored as candidate differs from the same token in the plain pass")
     plain = lm(input_ids=ids, use_cache=False)
     if not _close(lm.get_output_embeddings()(true.normed), plain.logits):
-        _refuse(name, "its logits are not its output embedding applied to the decoder's output (scaling or soft-capping)")
+        _refuse(
+            name, "its logits are not its output embedding applied to the decoder's output (scaling or soft-capping)"
+        )
 
 
 def _close(a, b):

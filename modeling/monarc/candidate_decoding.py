@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerateDecoderOnlyOutput, GenerationMode
 
-from .candidate_sampling import sample_two_level
+from .candidate_set import choose_candidate, draw_candidates
 from .shared_prefix import SharedPrefix
 
 
@@ -40,20 +40,6 @@ class CandidateDecodingOutput(GenerateDecoderOnlyOutput):
 
     energies: Tensor | None = None
     candidate_counts: Tensor | None = None
-
-
-@dataclass
-class CandidateSet:
-    """Distinct candidates of one step.
-
-    Attributes:
-        tokens: ``(batch, width)``, width being the largest number of distinct candidates in a row.
-        log_weights: log of the multiplicity (mode "sample") or the processed score of each, ``(batch, width)``; -inf marks
-            the padding of shorter rows, where ``tokens`` repeats the first candidate.
-    """
-
-    tokens: Tensor
-    log_weights: Tensor
 
 
 class CandidateDecoding:
@@ -116,106 +102,53 @@ class CandidateDecoding:
         """The decoding loop of `generate`: as in transformers, with a choice by energy between distribution and token."""
         if generation_config.num_candidates == 1:
             _check_alone(extra_energy)
-            model_kwargs.setdefault("output_energies", False)
-            return super()._sample(
-                input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer, **model_kwargs
-            )
+            loop = {"synced_gpus": synced_gpus, "streamer": streamer, "output_energies": False} | model_kwargs
+            return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **loop)
         _check_request(generation_config, model_kwargs, extra_energy, synced_gpus)
         prefill = self._prefill(input_ids, generation_config, model_kwargs)
-        _check_filled(prefill.past_key_values)
+        cache = _checked_cache(prefill.past_key_values)
         prefix = SharedPrefix(self, prefill, model_kwargs.get("attention_mask"), model_kwargs["position_ids"])
         del prefill  # its logits may be large
         record = {name: [] for name in _recorded_fields(generation_config)}
-        unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        unfinished = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         while unfinished.any():
-            logits = prefix.logits().to(input_ids.device)
-            scores = logits_processor(input_ids, logits.clone()) if logits_processor else logits
-            candidates = draw_candidates(
-                scores,
-                generation_config.num_candidates,
-                generation_config.candidate_mode if generation_config.do_sample else "topk",
-                *((~unfinished, generation_config._pad_token_tensor) if pads else ()),
-            )
-            step = {"scores": scores, "logits": logits, "hidden_states": prefix.hidden_states}
-            next_tokens, energies = self._choose(
-                input_ids, prefix, logits, candidates, generation_config.do_sample, extra_energy
-            )
-            if record:
-                counts = candidates.log_weights.isfinite().sum(1, keepdim=True)
-                step |= {"energies": energies * unfinished[:, None], "candidate_counts": counts * unfinished[:, None]}
+            finished = ~unfinished if pads else None
+            step = self._candidate_step(input_ids, prefix, logits_processor, generation_config, finished, extra_energy)
             for name, values in record.items():
                 values.append(step[name])
-            input_ids = torch.cat([input_ids, next_tokens], 1)
-            unfinished = unfinished & ~stopping_criteria(input_ids, tuple(record["scores"]) if "scores" in record else None)
+            input_ids = torch.cat([input_ids, step["tokens"]], 1)
+            scores = tuple(record["scores"]) if "scores" in record else None
+            unfinished = unfinished & ~stopping_criteria(input_ids, scores)
             if streamer is not None:
-                streamer.put(next_tokens[:, 0].cpu())
+                streamer.put(step["tokens"][:, 0].cpu())
         if streamer is not None:
             streamer.end()
-        cache = model_kwargs["past_key_values"]
         cache.crop(-1)
         return _output(input_ids, record, cache) if generation_config.return_dict_in_generate else input_ids
 
-    def _choose(self, input_ids, prefix, logits, candidates, do_sample, extra_energy):
-        """Scores the candidates, keeps one of them in ``prefix`` and returns (token, energy), ``(batch, 1)`` each."""
+    def _candidate_step(self, input_ids, prefix, logits_processor, config, finished, extra_energy):
+        """Draws candidates, scores them in one trunk pass and keeps one of them in ``prefix``.
+
+        Returns the values of one step by name: "tokens" ``(batch, 1)`` and the fields of `CandidateDecodingOutput`.
+        """
+        logits, hidden_states = prefix.logits().to(input_ids.device), prefix.hidden_states
+        scores = logits_processor(input_ids, logits.clone()) if logits_processor else logits
+        mode = config.candidate_mode if config.do_sample else "topk"
+        candidates = draw_candidates(scores, config.num_candidates, mode, finished, config._pad_token_tensor)
         log_probs = logits.gather(1, candidates.tokens) - torch.logsumexp(logits, -1, keepdim=True)
         energies = prefix.branch(candidates.tokens, log_probs).to(log_probs)
         log_weights = candidates.log_weights - energies
         if extra_energy is not None:
-            log_weights = log_weights - _checked_extra_energy(extra_energy(input_ids, candidates.tokens), candidates)
+            log_weights = log_weights - _checked_extra_energy(extra_energy(input_ids, candidates.tokens), energies)
             _check_choice(log_weights)
-        chosen = choose_candidate(log_weights, do_sample)
+        chosen = choose_candidate(log_weights, config.do_sample)
         prefix.keep(chosen.squeeze(1))
-        return candidates.tokens.gather(1, chosen), energies.gather(1, chosen)
-
-
-# --------------------------------------------------------------------------------------------------------- one step
-
-
-def draw_candidates(
-    scores: Tensor, num_candidates: int, mode: str, finished: Tensor | None = None, pad_token: Tensor | None = None
-) -> CandidateSet:
-    """The distinct candidates of one step, in as few columns as the rows of the batch need.
-
-    Args:
-        scores: processed logits, ``(batch, vocab)``.
-        mode: ``"sample"``: draws from softmax(scores) with replacement; ``"topk"``: the highest scores.
-        finished: rows whose only candidate is ``pad_token``, boolean ``(batch,)``.
-    """
-    if mode == "sample":
-        tokens, log_weights = _collapse(sample_two_level(torch.softmax(scores, -1), num_candidates))
-    else:
-        log_weights, tokens = scores.topk(min(num_candidates, scores.shape[-1]))
-    if finished is not None:
-        tokens = torch.where(finished.unsqueeze(1), pad_token.to(tokens), tokens)
-        only_first = torch.zeros_like(log_weights).index_fill_(1, torch.arange(1, log_weights.shape[1], device=scores.device), -torch.inf)
-        log_weights = torch.where(finished.unsqueeze(1), only_first, log_weights)
-    taken = log_weights > -torch.inf
-    if scores.device.type != "xla":  # there a fixed width is worth more than fewer columns
-        width = int(taken.sum(1).max())
-        tokens, log_weights, taken = tokens[:, :width], log_weights[:, :width], taken[:, :width]
-    return CandidateSet(torch.where(taken, tokens, tokens[:, :1]), log_weights)
-
-
-def _collapse(drawn):
-    """Repeated draws merged, ``(batch, K)`` each: distinct tokens first, ascending, and the logs of their numbers (else -inf)."""
-    drawn = drawn.sort(1).values
-    slot = torch.nn.functional.pad((drawn[:, 1:] != drawn[:, :-1]).long().cumsum(1), (1, 0))
-    tokens = drawn[:, :1].expand_as(drawn).scatter(1, slot, drawn)
-    counts = torch.zeros(drawn.shape, device=drawn.device).scatter_add_(1, slot, torch.ones_like(drawn, dtype=torch.float))
-    return tokens, counts.log()
-
-
-def choice_weights(log_weights: Tensor) -> Tensor:
-    """Probability of each candidate to be emitted, from log weight - E, ``(batch, width)``."""
-    return torch.softmax(log_weights, -1)
-
-
-def choose_candidate(log_weights: Tensor, do_sample: bool) -> Tensor:
-    """Column of the candidate to emit, drawn from `choice_weights` or their argmax, ``(batch, 1)``."""
-    if do_sample:
-        return torch.multinomial(choice_weights(log_weights), 1)
-    return log_weights.argmax(-1, keepdim=True)
+        step = {"energies": energies.gather(1, chosen), "candidate_counts": candidates.counts()}
+        if finished is not None:
+            step = {name: values.masked_fill(finished.unsqueeze(1), 0) for name, values in step.items()}
+        tokens = candidates.tokens.gather(1, chosen)
+        return step | {"tokens": tokens, "scores": scores, "logits": logits, "hidden_states": hidden_states}
 
 
 # ---------------------------------------------------------------------------------------------- requests and results
@@ -224,7 +157,9 @@ def choose_candidate(log_weights: Tensor, do_sample: bool) -> Tensor:
 def _check_options(config, mode):
     count = config.num_candidates
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"num_candidates must be an integer of at least 1, got {count!r}; 1 is the language model itself.")
+        raise ValueError(
+            f"num_candidates must be an integer of at least 1, got {count!r}; 1 is the language model itself."
+        )
     if config.candidate_mode not in CANDIDATE_MODES:
         raise ValueError(f"candidate_mode must be one of {CANDIDATE_MODES}, got {config.candidate_mode!r}.")
     if count > 1 and mode not in RESAMPLING_MODES:
@@ -242,25 +177,36 @@ def _check_request(config, model_kwargs, extra_energy, synced_gpus):
             f"extra_energy must be a callable (input_ids, candidates) -> nats, got {type(extra_energy).__name__}."
         )
     if not config.use_cache:
-        raise ValueError(f"use_cache={config.use_cache}, but candidates share one key-value cache; leave use_cache=True, {remedy}")
+        raise ValueError(
+            f"use_cache={config.use_cache}, but candidates share one key-value cache; leave use_cache=True, {remedy}"
+        )
     if config.output_attentions:
-        raise ValueError(f"output_attentions=True is not available when candidates are resampled; leave it out, {remedy}")
+        raise ValueError(
+            f"output_attentions=True is not available when candidates are resampled; leave it out, {remedy}"
+        )
     if synced_gpus:
-        raise ValueError(f"weights sharded over processes (FSDP, ZeRO-3) are not supported here; gather the model first, {remedy}")
+        raise ValueError(
+            f"weights sharded over processes (FSDP, ZeRO-3) are not supported here; gather the model first, {remedy}"
+        )
     cache = model_kwargs.get("past_key_values")
-    if type(cache) is not DynamicCache or cache.offloading or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if (
+        type(cache) is not DynamicCache
+        or cache.offloading
+        or any(type(layer) is not DynamicLayer for layer in cache.layers)
+    ):
         raise ValueError(
             f"candidates branch from a DynamicCache with full attention on the model's device, got {type(cache).__name__} "
             f"(cache_implementation={config.cache_implementation!r}); leave cache_implementation unset, {remedy}"
         )
 
 
-def _check_filled(cache):
+def _checked_cache(cache):
     if cache is None or cache.get_seq_length() == 0:
         raise ValueError(
             "the prompt left no keys and values in the cache, as happens with gradient checkpointing in training mode; call "
             "model.eval() before generate()."
         )
+    return cache
 
 
 def _check_alone(extra_energy):
@@ -270,12 +216,14 @@ def _check_alone(extra_energy):
         )
 
 
-def _checked_extra_energy(energies, candidates):
-    shape = tuple(candidates.tokens.shape)
-    if not isinstance(energies, Tensor) or energies.shape != shape:
-        got = tuple(energies.shape) if isinstance(energies, Tensor) else type(energies).__name__
-        raise ValueError(f"extra_energy must return one value in nats per candidate, a tensor (batch, width) = {shape}, got {got}.")
-    return energies.to(candidates.log_weights.device)
+def _checked_extra_energy(extra, energies):
+    shape = tuple(energies.shape)
+    if not isinstance(extra, Tensor) or extra.shape != shape:
+        got = tuple(extra.shape) if isinstance(extra, Tensor) else type(extra).__name__
+        raise ValueError(
+            f"extra_energy must return one value in nats per candidate, a tensor (batch, width) = {shape}, got {got}."
+        )
+    return extra.to(energies)
 
 
 def _check_choice(log_weights):

@@ -35,7 +35,8 @@ def sample_two_level(
     inside = _gather_blocks(weights, block, block_size).cumsum(-1)  # (rows, samples, block_size)
     rest = _below(target - start, inside[..., -1]).clamp_(min=0)
     offset = torch.searchsorted(inside, rest.unsqueeze(-1), right=True).squeeze(-1)
-    return block * block_size + offset
+    index = block * block_size + offset
+    return index.clamp_(max=weights.shape[1] - 1)  # in range even where the weights are not finite
 
 
 def _block_sums(weights, block_size):

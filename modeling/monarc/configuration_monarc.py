@@ -98,7 +98,9 @@ class MonArcConfig(PreTrainedConfig):
         self.two_stream_backend = two_stream_backend
         self.lm_loss_chunk_size = lm_loss_chunk_size
         self._check_fields()
-        kwargs.setdefault("tie_word_embeddings", False)  # the inner config decides for the LM; the energy head ties nothing
+        kwargs.setdefault(
+            "tie_word_embeddings", False
+        )  # the inner config decides for the LM; the energy head ties nothing
         # passed on to text_config by the base class, which would otherwise reset the choice of a config that is in use
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__init__(**kwargs)
@@ -158,7 +160,9 @@ def _resolve_text_config(text_config):
     try:
         return AutoConfig.for_model(model_type, **fields)
     except ValueError as error:
-        raise ValueError(f'text_config.model_type "{model_type}" is not known to this version of transformers: {error}') from None
+        raise ValueError(
+            f'text_config.model_type "{model_type}" is not known to this version of transformers: {error}'
+        ) from None
 
 
 MonArcConfig.register_for_auto_class()

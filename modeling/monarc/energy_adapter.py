@@ -69,8 +69,10 @@ def _add_delta(delta, module, args, output):
     stream = current_stream()
     if stream is None or stream.adapter_rows is None:
         return None
-    rows = stream.adapter_rows
-    added = delta(args[0][..., rows, :]).to(output.device, output.dtype)
+    rows, x = stream.adapter_rows, args[0]
     if rows == slice(None):
-        return output + added
-    return torch.cat([output[..., : rows.start, :], output[..., rows, :] + added], -2)
+        return output + delta(x).to(output.device, output.dtype)
+    split = (-1, rows.stop)  # batch and sequence: some layers (OPT's) see them flattened into one
+    kept = output.reshape(*split, output.shape[-1])
+    added = delta(x.reshape(*split, x.shape[-1])[:, rows]).to(output.device, output.dtype)
+    return torch.cat([kept[:, : rows.start], kept[:, rows] + added], 1).view(output.shape)

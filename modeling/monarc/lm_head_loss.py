@@ -31,6 +31,7 @@ class LMHeadOutput:
     candidate_log_probs: Tensor
 
 
+@torch.compiler.disable  # a loop over chunks with its own backward: a graph break is what it needs
 def lm_head_pass(
     head: nn.Module,
     hidden: Tensor,

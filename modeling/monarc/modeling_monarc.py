@@ -15,6 +15,7 @@ not computed twice.
 Shapes: batch, seq, K = candidates per position, hidden, vocab. Units: nats.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -146,7 +147,9 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         self.energy_head = self._build_energy_head(config)
         self.energy_adapter = None
         if config.energy_adapter_rank:
-            self.energy_adapter = attach_energy_adapter(decoder, config.energy_adapter_rank, config.energy_adapter_targets)
+            self.energy_adapter = attach_energy_adapter(
+                decoder, config.energy_adapter_rank, config.energy_adapter_targets
+            )
         config.auto_map = {**AUTO_MAP, **(getattr(config, "auto_map", None) or {})}
         # a given LM keeps its weights; a new one initialises itself, and must be free to refill its buffers in from_pretrained
         if lm is not None:
@@ -182,7 +185,9 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         if isinstance(model_or_path, str) or hasattr(model_or_path, "__fspath__"):
             model_or_path = AutoModelForCausalLM.from_pretrained(model_or_path, **options)
         elif options:
-            raise TypeError(f"{sorted(options)} are no fields of MonArcConfig; known: {sorted(OWN_FIELDS - {'text_config'})}.")
+            raise TypeError(
+                f"{sorted(options)} are no fields of MonArcConfig; known: {sorted(OWN_FIELDS - {'text_config'})}."
+            )
         if isinstance(model_or_path, MonArcPreTrainedModel):
             raise TypeError("from_causal_lm got a MonArc model, which has its energy already; use it as it is.")
         if not isinstance(model_or_path, PreTrainedModel) or model_or_path.get_output_embeddings() is None:
@@ -190,6 +195,10 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
                 f"from_causal_lm needs a transformers causal language model or a path to one, got {type(model_or_path).__name__}."
             )
         lm = model_or_path
+        if os.path.isdir(
+            lm.config._name_or_path
+        ):  # saved with the config: a Hub id is worth keeping, a local path is not
+            lm.config._name_or_path = ""
         model = cls(MonArcConfig(text_config=lm.config, **fields), lm=lm)
         head = lm.get_output_embeddings().weight
         dtype = head.dtype if head.dtype.is_floating_point else torch.get_default_dtype()
@@ -288,9 +297,13 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
                 output_hidden_states=output_hidden_states, **kwargs,
             )  # fmt: skip
         if past_key_values is not None or inputs_embeds is not None:
-            raise ValueError("energies and losses need whole rows of input_ids: pass no past_key_values and no inputs_embeds.")
+            raise ValueError(
+                "energies and losses need whole rows of input_ids: pass no past_key_values and no inputs_embeds."
+            )
         check_inputs(input_ids, labels, negatives, self.lm.get_input_embeddings().weight.shape[0])
-        true = self._true_pass(input_ids, attention_mask, position_ids, segment_ids, output_hidden_states=output_hidden_states)
+        true = self._true_pass(
+            input_ids, attention_mask, position_ids, segment_ids, output_hidden_states=output_hidden_states
+        )
         scored = true.layout.scored if labels is None else true.layout.scored & (labels != -100)
         if num_items_in_batch is None:
             num_items_in_batch = scored.sum().clamp(min=1)
@@ -425,7 +438,9 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         chunk = max(1, max_rows // input_ids.shape[0])
         energies = [
             self._energy(true.state, candidate_pass(self.lm, true, part, None, self._backend()), log_probs, None)
-            for part, log_probs in zip(candidates.split(chunk, 1), head.candidate_log_probs.split(chunk, 1), strict=True)
+            for part, log_probs in zip(
+                candidates.split(chunk, 1), head.candidate_log_probs.split(chunk, 1), strict=True
+            )
         ]
         unscored = ~scored.unsqueeze(1)
         return CandidateScores(

@@ -28,7 +28,9 @@ class BilinearEnergyHead(nn.Module):
         self.norm = nn.LayerNorm(hidden_size, eps=norm_eps)
         self.previous_proj = _zero_initialised(nn.Linear(hidden_size, hidden_size))
         self.token_proj = nn.Linear(hidden_size, hidden_size)
-        self.previous_log_prob = _zero_initialised(nn.Linear(1, hidden_size, bias=False)) if log_prob_features else None
+        self.previous_log_prob = (
+            _zero_initialised(nn.Linear(1, hidden_size, bias=False)) if log_prob_features else None
+        )
         self.token_log_prob = _zero_initialised(nn.Linear(1, hidden_size, bias=False)) if log_prob_features else None
 
     def forward(self, previous: Tensor, token: Tensor, log_probs: Tensor) -> Tensor:

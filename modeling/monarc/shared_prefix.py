@@ -10,6 +10,7 @@ from .backbone import run_decoder
 from .residual_energy import clamp_energy
 from .two_stream_attention import Stream
 
+
 MASKED_ATTENTION = ("sdpa", "eager")
 
 
@@ -17,7 +18,7 @@ class BranchingLayer(DynamicLayer):
     """One layer of a key-value cache whose next place can hold several alternatives.
 
     A view on ``layer``, a `DynamicLayer`, which stays valid between steps. Keys and values lie in storage with room to spare,
-    doubled when it is full: a step writes its few rows, where `DynamicLayer` would copy the whole cache.
+    enlarged by a quarter when it is full: a step writes its few rows, where `DynamicLayer` would copy the whole cache.
     """
 
     def __init__(self, layer: DynamicLayer):
@@ -34,7 +35,7 @@ class BranchingLayer(DynamicLayer):
         length = self.get_seq_length()
         end = length + key_states.shape[-2]
         if end > self.storage[0].shape[-2]:
-            self.storage = tuple(_with_room(states, length, 2 * end) for states in self.storage)
+            self.storage = tuple(_with_room(states, length, end + end // 4 + 64) for states in self.storage)
         for states, new in zip(self.storage, (key_states, value_states), strict=True):
             states[:, :, length:end] = new
         return tuple(states[:, :, :end] for states in self.storage)
@@ -102,7 +103,7 @@ class SharedPrefix:
         model, width = self.model, tokens.shape[1]
         adapted = model.energy_adapter is not None
         rows = torch.cat([tokens, tokens], 1) if adapted else tokens
-        stream = Stream("plain", adapter_rows=slice(width, None) if adapted else None)
+        stream = Stream("plain", adapter_rows=slice(width, 2 * width) if adapted else None)
         with _masked_attention(model.lm.get_decoder().config) as implementation:
             out, state = run_decoder(
                 model.lm, stream, input_ids=rows, attention_mask=self._visible(rows, implementation),
@@ -123,7 +124,9 @@ class SharedPrefix:
         if implementation != "eager":
             return visible
         dtype = self.state.dtype
-        return torch.zeros(visible.shape, dtype=dtype, device=rows.device).masked_fill_(~visible, torch.finfo(dtype).min)
+        return torch.zeros(visible.shape, dtype=dtype, device=rows.device).masked_fill_(
+            ~visible, torch.finfo(dtype).min
+        )
 
     def keep(self, chosen: Tensor) -> None:
         """Makes row ``chosen`` ``(batch,)`` of the last `branch` part of the prefix and forgets the others."""

@@ -99,17 +99,27 @@ def check_inputs(input_ids, labels=None, negatives=None, vocab_size=0, name="neg
         got = "None" if input_ids is None else f"{input_ids.dtype} {tuple(input_ids.shape)}"
         raise TypeError(f"input_ids must be an integer tensor (batch, seq) to score tokens, got {got}.")
     if labels is not None and labels.shape != input_ids.shape:
-        raise ValueError(f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}.")
+        raise ValueError(
+            f"labels must have the shape of input_ids {tuple(input_ids.shape)}, got {tuple(labels.shape)}."
+        )
     if negatives is not None:
         if negatives.dtype != torch.int64:
-            raise TypeError(f"{name} must be token ids of dtype torch.int64, got {negatives.dtype}; convert with .long().")
+            raise TypeError(
+                f"{name} must be token ids of dtype torch.int64, got {negatives.dtype}; convert with .long()."
+            )
         batch, seq = input_ids.shape
         if negatives.ndim != 3 or negatives.shape[0] != batch or negatives.shape[2] != seq or not negatives.shape[1]:
-            raise ValueError(f"{name} must be of shape (batch, K, seq) = ({batch}, K >= 1, {seq}), got {tuple(negatives.shape)}.")
+            raise ValueError(
+                f"{name} must be of shape (batch, K, seq) = ({batch}, K >= 1, {seq}), got {tuple(negatives.shape)}."
+            )
     if input_ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if labels is not None and bool(((labels != -100) & (labels != input_ids)).any()):
-        raise ValueError("labels must equal input_ids, or be -100 where a token is not counted; the shift happens inside the model.")
+        raise ValueError(
+            "labels must equal input_ids, or be -100 where a token is not counted; the shift happens inside the model."
+        )
     for label, ids in (("input_ids", input_ids), (name, negatives)):
         if ids is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
-            raise ValueError(f"{label} must be in [0, {vocab_size}), the vocabulary, got {int(ids.min())} to {int(ids.max())}.")
+            raise ValueError(
+                f"{label} must be in [0, {vocab_size}), the vocabulary, got {int(ids.min())} to {int(ids.max())}."
+            )

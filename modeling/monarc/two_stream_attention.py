@@ -55,7 +55,8 @@ class Stream:
         mask: boolean, True = visible. True stream: ``(batch, 1, seq, seq)`` or None for plain causal. Candidate stream: the
             visible true keys of every query, ``(batch, 1, queries, seq)``, or None for "all strictly earlier positions".
         recording: False while gradient checkpointing recomputes a layer.
-        adapter_rows: which sequence positions are candidates, for the energy adapter; None = none of them.
+        adapter_rows: which sequence positions are candidates, for the energy adapter: all, ``slice(start, sequence length)``, or
+            None = none of them.
         final_state: set by the hook on the decoder's final norm: its input, ``(rows, queries, hidden)``.
     """
 
@@ -249,7 +250,9 @@ def candidate_attention(q, keys, values, k_self, v_self, mask, scale, backend="a
         raise ValueError(
             f'two_stream_backend="{backend}" has no attention dropout, got {dropout}; use "sdpa" or set attention_dropout=0.'
         )
-    if torch.is_autocast_enabled(q.device.type):  # rotary embedding leaves q and k in float32; SDPA would cast by itself
+    if torch.is_autocast_enabled(
+        q.device.type
+    ):  # rotary embedding leaves q and k in float32; SDPA would cast by itself
         dtype = torch.get_autocast_dtype(q.device.type)
         q, keys, values, k_self, v_self = (x.to(dtype) for x in (q, keys, values, k_self, v_self))
     copies, groups = q.shape[0] // keys.shape[0], q.shape[1] // keys.shape[1]
@@ -280,6 +283,7 @@ UNSUPPORTED = {
 }
 
 
+@torch.compiler.disable  # it reads the stream of the call, which no graph may bake in
 def two_stream_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """Attention function of `TWO_STREAM` (transformers' `AttentionInterface`): records or reads the true keys by layer.
 
