@@ -89,7 +89,8 @@ def evaluate_elm(
             ``"auto"``: exact up to 512 tokens, else sampled.
         num_samples: per position, at least 2.
         exact_top: likeliest tokens summed exactly; None = 64.
-        max_tokens: stop after so many counted tokens; None = all.
+        max_tokens: stop after so many counted tokens, None = all. Rows that can be indexed are then taken in a random order
+            of this ``seed``, so that the tokens come from many documents; a stream is read from its start.
         max_rows: candidate streams that run at once; memory against speed.
         batch_size: rows per forward pass; the logits of one batch are held at a time.
         tokenizer: for bits/byte, over the UTF-8 bytes that the counted tokens decode to.
@@ -110,6 +111,8 @@ def evaluate_elm(
     settings.columns = _kept_columns(position_fraction, seed)
     token_bytes = TokenBytes.of(tokenizer, bytes_per_token, settings.vocab_size)
     totals, num_rows = DocumentTotals(), 0
+    if max_tokens is not None:
+        data = _in_random_order(data, seed)
     batches = row_batches(data, batch_size, max_positions(model), settings.vocab_size)
     with contextlib.ExitStack() as stack:
         for each in (model, equal_compute_lm):
@@ -188,6 +191,13 @@ def _evaluation_mode(model):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _in_random_order(data, seed):
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    return data.select(order) if hasattr(data, "select") else [data[index] for index in order]
 
 
 def _progress_bar(data, settings: _Settings, max_tokens: int | None, progress: bool):

@@ -82,16 +82,18 @@ class QuickstartRun:
         self.tokenizer = build_tokenizer("byte")
         self.train_rows = pack_rows(corpus.train, self.tokenizer, SEQUENCE_LENGTH, seed=self.seed)
         held_out = pack_rows(corpus.held_out, self.tokenizer, SEQUENCE_LENGTH, seed=self.seed)
-        held_out = held_out.shuffle(seed=self.seed)  # rows of every held-out file
         self._say(
             f"{corpus.name}: {len(corpus.train):,} documents to train on, {len(corpus.held_out):,} held out; a token is a byte"
         )
-        lm, lm_seconds = self.train_lm()
-        elm, energy_seconds = self.train_energy(lm)
-        continued, continued_seconds = self.continue_lm(lm, lm_seconds / self.lm_steps, energy_seconds)
+        seconds = {}
+        lm, seconds["lm"] = self.train_lm()
+        elm, seconds["energy"] = self.train_energy(lm)
+        continued, seconds["lm_continued"] = self.continue_lm(lm, seconds["lm"] / self.lm_steps, seconds["energy"])
         likelihood = self.compare(elm, continued, held_out)
-        self._report(likelihood, lm_seconds, energy_seconds, continued_seconds)
+        self._report(likelihood, seconds)
         self.publish()
+        self._record(likelihood, seconds)
+        self._say(f"done: {self.folder}. Next: hf-elm generate checkpoint={self.folder / 'elm'} prompt=...")
         return likelihood
 
     def train_lm(self) -> tuple[StableLmForCausalLM, float]:
@@ -155,9 +157,6 @@ class QuickstartRun:
         sample = run_without_hf_elm(SAMPLE, self.folder / "hub", self.prompt, str(self.seed))
         (self.folder / "sample.txt").write_text(sample, encoding="utf-8")
         self.console.print(sample.rstrip(), markup=False, soft_wrap=True)
-        self._say(
-            f"done; everything is in {self.folder}. Next: hf-elm generate checkpoint={self.folder / 'elm'} prompt=..."
-        )
 
     def _train(self, model, steps, learning_rate, name, seed=None, weight_decay=0.1):
         """Trains ``model`` in place, linear decay to zero; the CPU seconds it took."""
@@ -190,20 +189,24 @@ class QuickstartRun:
         trainer.train()
         return time.process_time() - start
 
-    def _report(self, likelihood, lm_seconds, energy_seconds, continued_seconds):
-        likelihood.to_json(self.folder / "likelihood.json")
-        seconds = {"lm": lm_seconds, "energy": energy_seconds, "lm_continued": continued_seconds}
-        run_folder.write_json(
-            self.folder / "quickstart.json",
-            {"settings": asdict(self), "cpu_seconds": seconds, "environment": describe_environment()},
-        )
+    def _report(self, likelihood, seconds):
         self.console.print(likelihood.table())
-        ratio = likelihood.gain / likelihood.gain_se if likelihood.gain_se else float("nan")
+        errors = likelihood.gain / likelihood.gain_se if likelihood.gain_se else float("nan")
         self._say(
-            f"the ELM is {likelihood.gain:+.4f} nats/token better than its own LM ({ratio:.1f} standard errors), "
-            f"{likelihood.gain_over_equal_compute:+.4f} than the LM trained on for {continued_seconds:.0f} CPU-s "
-            f"(the energy: {energy_seconds:.0f} CPU-s)"
+            f"the ELM is {likelihood.gain:+.4f} nats/byte better than its own LM ({errors:.1f} standard errors), and "
+            f"{likelihood.gain_over_equal_compute:+.4f} than the LM trained on for {seconds['lm_continued']:.0f} CPU-s (the "
+            f"energy took {seconds['energy']:.0f})"
         )
+        if likelihood.gain_over_equal_compute < 0:
+            self._say("   an LM that is far from saturated learns more from its own loss; an energy pays once it is")
+
+    def _record(self, likelihood, seconds):
+        """likelihood.json and quickstart.json: what was found, how, where and how long it took."""
+        likelihood.to_json(self.folder / "likelihood.json")
+        wall = time.monotonic() - self.started
+        environment = describe_environment() | {"threads": torch.get_num_threads()}
+        record = {"settings": asdict(self), "cpu_seconds": seconds, "wall_seconds": wall, "environment": environment}
+        run_folder.write_json(self.folder / "quickstart.json", record)
 
     def _say(self, text):
         self.console.print(f"[{time.monotonic() - self.started:4.0f} s] {text}", markup=False, soft_wrap=True)

@@ -55,9 +55,16 @@ def run_decoder(lm: nn.Module, stream: Stream, **inputs):
     return out, out.last_hidden_state if stream.final_state is None else stream.final_state
 
 
-def true_pass(lm: nn.Module, input_ids: Tensor, layout: TokenLayout, backend: str = "auto", **options) -> TruePass:
+def true_pass(
+    lm: nn.Module,
+    input_ids: Tensor,
+    layout: TokenLayout,
+    backend: str = "auto",
+    store: StreamStore | None = None,
+    **options,
+) -> TruePass:
     """The plain causal pass, which records its keys and values. No graph is built when the whole LM is frozen."""
-    stream = Stream("true", StreamStore(), backend, layout.mask)
+    stream = Stream("true", StreamStore() if store is None else store, backend, layout.mask)
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in lm.parameters())
     with torch.set_grad_enabled(trained):
         out, state = run_decoder(
@@ -122,11 +129,11 @@ def check_backbone(lm: nn.Module) -> None:
         lm.train(training)
 
 
-def _refuse(name, reason):
+def _refuse(name, reason, cause=None):
     raise ValueError(
         f"{name} cannot carry a MonArc energy: {reason}. It needs a decoder with full causal softmax attention in every layer, "
         "for example of type stablelm, llama, qwen2 or gpt2."
-    )
+    ) from cause
 
 
 def _check_layers(name, config):
@@ -153,8 +160,16 @@ def _check_streams(name, lm, device):
     ids = (
         (torch.arange(length, device=device) * 7 + 1).remainder(lm.get_input_embeddings().weight.shape[0]).unsqueeze(0)
     )
-    true = true_pass(lm, ids, token_layout(ids), "sdpa")
-    missing = sorted(set(range(lm.get_decoder().config.num_hidden_layers)) - set(true.store.keys))
+    store = StreamStore()
+    try:
+        true = true_pass(lm, ids, token_layout(ids), "sdpa", store)
+    except Exception as error:
+        _refuse(
+            name,
+            f"layer {len(store.keys)} fails in a plain pass without a cache ({type(error).__name__}: {error})",
+            error,
+        )
+    missing = sorted(set(range(lm.get_decoder().config.num_hidden_layers)) - set(store.keys))
     if missing:
         _refuse(name, f"the attention of layer {missing[0]} does not go through transformers' attention interface")
     candidates = candidate_pass(lm, true, ids.unsqueeze(1), backend="sdpa")[:, 0]

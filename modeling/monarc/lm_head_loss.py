@@ -8,6 +8,7 @@ only scaled in the backward pass.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -80,9 +81,7 @@ class _FusedHeadLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if wants_bias else None
         parts = []
         for rows in _chunks(hidden.shape[0], chunk_size):
-            logits = hidden[rows] @ weight.t()
-            if bias is not None:
-                logits += bias
+            logits = F.linear(hidden[rows], weight, bias)  # the head's own rounding in low precision
             part, exps, total = _score_chunk(logits, targets[rows], _rows(candidates, rows), num_samples, generator)
             parts.append(part)
             if not (wants_hidden or wants_weight or wants_bias):

@@ -301,14 +301,18 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
                 "energies and losses need whole rows of input_ids: pass no past_key_values and no inputs_embeds."
             )
         check_inputs(input_ids, labels, negatives, self.lm.get_input_embeddings().weight.shape[0])
+        if num_negatives is None:
+            num_negatives = self.config.num_negatives
+        if num_negatives < 1:
+            raise ValueError(
+                f"num_negatives must be at least 1, got {num_negatives}; for the LM's loss alone use model.lm."
+            )
         true = self._true_pass(
             input_ids, attention_mask, position_ids, segment_ids, output_hidden_states=output_hidden_states
         )
         scored = true.layout.scored if labels is None else true.layout.scored & (labels != -100)
         if num_items_in_batch is None:
             num_items_in_batch = scored.sum().clamp(min=1)
-        if num_negatives is None:
-            num_negatives = self.config.num_negatives
         weights = scored.to(accumulation_dtype(true.normed.dtype)) / num_items_in_batch
         head = self._head_pass(true, input_ids, weights, negatives, num_negatives if losses else 0, generator)
         out = MonArcOutput(log_probs=head.target_log_probs, target_mask=scored, hidden_states=true.hidden_states)
@@ -327,7 +331,7 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         out.log_probs = out.log_probs.masked_fill(~scored, 0.0)
         if output_logits or (output_logits is None and (labels is None or not self.training)):
             out.logits = self.lm.get_output_embeddings()(true.normed[:, _kept(logits_to_keep)])
-        return out
+        return MonArcOutput(**out)  # in the order of the fields: as a tuple it starts with the loss
 
     def _lm_forward(self, logits_to_keep, **inputs):
         """The language model alone, with its cache."""
@@ -370,33 +374,46 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
 
     def _energies(self, true, input_ids, head, positions):
         """Energies of the tokens ``(batch, seq)`` and of the candidates ``(batch, K, seq)``, at ``positions`` only (0 elsewhere)."""
-        tokens, log_probs = input_ids.unsqueeze(1), head.target_log_probs.unsqueeze(1)
-        candidates, candidate_log_probs = head.candidates, head.candidate_log_probs
-        if positions is not None:
-            token_energies = self._score(true, tokens, log_probs)
-            part = self._score(true, candidates[..., positions], candidate_log_probs[..., positions], positions)
-            energies = part.new_zeros(candidates.shape).index_copy(-1, positions, part)
-            return token_energies[:, 0], energies
-        if self.energy_adapter is None:
-            state = true.state.unsqueeze(1)
-            if candidates.shape[1]:
-                state = torch.cat([state, candidate_pass(self.lm, true, candidates, None, self._backend())], 1)
-        else:
-            state = candidate_pass(self.lm, true, torch.cat([tokens, candidates], 1), None, self._backend())
-        energies = self._energy(true.state, state, torch.cat([log_probs, candidate_log_probs], 1), None)
+        log_probs = head.target_log_probs.unsqueeze(1)
+        if positions is not None or not head.candidates.shape[1]:
+            token_energies = self._energy(true, self._states(true, input_ids.unsqueeze(1)), log_probs)
+            return token_energies[:, 0], self._candidate_energies(
+                true, head.candidates, head.candidate_log_probs, positions
+            )
+        states = self._states(true, input_ids.unsqueeze(1), head.candidates)
+        energies = self._energy(true, states, torch.cat([log_probs, head.candidate_log_probs], 1))
         return energies[:, 0], energies[:, 1:]
 
-    def _score(self, true, tokens, log_probs, positions=None):
-        """Energies of ``tokens`` ``(batch, K, queries)``; the true tokens' own state serves where no adapter changes it."""
-        own = positions is None and self.energy_adapter is None and tokens.shape[1] == 1
-        state = true.state.unsqueeze(1) if own else candidate_pass(self.lm, true, tokens, positions, self._backend())
-        return self._energy(true.state, state, log_probs, positions)
+    def _states(self, true, tokens, candidates=None):
+        """States of the tokens themselves ``(batch, 1, seq, hidden)``, then of the candidates if any.
 
-    def _energy(self, true_state, state, log_probs, positions):
-        previous = torch.cat([true_state[:, :1], true_state[:, :-1]], 1)  # position 0 has none and is never counted
+        Without an adapter a token's state as its own candidate is the one that the true stream has already.
+        """
+        if self.energy_adapter is not None:
+            together = tokens if candidates is None else torch.cat([tokens, candidates], 1)
+            return candidate_pass(self.lm, true, together, None, self._backend())
+        own = true.state.unsqueeze(1)
+        if candidates is None:
+            return own
+        return torch.cat([own, candidate_pass(self.lm, true, candidates, None, self._backend())], 1)
+
+    def _candidate_energies(self, true, candidates, log_probs, positions=None):
+        """Energies of candidates, ``(batch, K, seq)``; scored at ``positions`` only, 0 elsewhere."""
+        if not candidates.shape[1]:
+            return log_probs
+        if positions is not None:
+            candidates, log_probs = candidates[..., positions], log_probs[..., positions]
+        states = candidate_pass(self.lm, true, candidates, positions, self._backend())
+        energies = self._energy(true, states, log_probs, positions)
+        if positions is None:
+            return energies
+        return energies.new_zeros(*energies.shape[:2], true.state.shape[1]).index_copy(-1, positions, energies)
+
+    def _energy(self, true, states, log_probs, positions=None):
+        previous = torch.cat([true.state[:, :1], true.state[:, :-1]], 1)  # position 0 has none and is never counted
         if positions is not None:
             previous = previous[:, positions]
-        return clamp_energy(self.energy_head(previous.unsqueeze(1), state, log_probs), self.config.energy_bound)
+        return clamp_energy(self.energy_head(previous.unsqueeze(1), states, log_probs), self.config.energy_bound)
 
     def _add_losses(self, out, weights, positions, form, factor):
         data_term, negative_term = energy_loss_terms(out.energies, out.negative_energies, form)
@@ -419,6 +436,7 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         max_rows: int = 64,
+        positions: Tensor | None = None,
     ) -> CandidateScores:
         """Energies and LM log-probabilities of alternative tokens, each given the true tokens before its position.
 
@@ -426,6 +444,8 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
             input_ids: ``(batch, seq)``.
             candidates: candidate (b, k, t) stands in the place of ``input_ids[b, t]``, int64 ``(batch, K, seq)``.
             max_rows: candidate streams that run at once; memory against speed.
+            positions: score the candidates at these places of the row only, ascending, int64 ``(queries,)``; energies are 0
+                elsewhere.
 
         Raises:
             ValueError, TypeError: candidates of the wrong shape, dtype or range.
@@ -434,17 +454,14 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         true = self._true_pass(input_ids, attention_mask, position_ids, segment_ids)
         scored = true.layout.scored
         head = self._head_pass(true, input_ids, scored.float(), candidates, 0, None)
-        token_energies = self._score(true, input_ids.unsqueeze(1), head.target_log_probs.unsqueeze(1))[:, 0]
+        token_states = self._states(true, input_ids.unsqueeze(1))
+        token_energies = self._energy(true, token_states, head.target_log_probs.unsqueeze(1))[:, 0]
         chunk = max(1, max_rows // input_ids.shape[0])
-        energies = [
-            self._energy(true.state, candidate_pass(self.lm, true, part, None, self._backend()), log_probs, None)
-            for part, log_probs in zip(
-                candidates.split(chunk, 1), head.candidate_log_probs.split(chunk, 1), strict=True
-            )
-        ]
+        parts = zip(candidates.split(chunk, 1), head.candidate_log_probs.split(chunk, 1), strict=True)
+        energies = torch.cat([self._candidate_energies(true, *part, positions) for part in parts], 1)
         unscored = ~scored.unsqueeze(1)
         return CandidateScores(
-            energies=torch.cat(energies, 1).masked_fill(unscored, 0.0),
+            energies=energies.masked_fill(unscored, 0.0),
             log_probs=head.candidate_log_probs.masked_fill(unscored, 0.0),
             token_energies=token_energies.masked_fill(~scored, 0.0),
             token_log_probs=head.target_log_probs.masked_fill(~scored, 0.0),

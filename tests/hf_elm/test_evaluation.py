@@ -288,6 +288,20 @@ def test_max_tokens_stops_exactly(model, rows):
     assert result.elm_nll == pytest.approx(evaluate_elm(model, cut, progress=False).elm_nll, abs=1e-10)
 
 
+def test_max_tokens_takes_rows_from_all_over_the_data(model, rows):
+    many = [{**rows[0], "document_ids": [number] * len(rows[0]["input_ids"])} for number in range(60)]
+    options = {"max_tokens": 40, "progress": False}
+    result = evaluate_elm(model, many, seed=1, **options)
+    assert result.num_tokens == 40
+    numbered = [[(number + place) % VOCAB for place in range(5)] for number in range(60)]
+    first, again, other = (
+        evaluate_elm(model, [{"input_ids": ids} for ids in numbered], seed=seed, **options) for seed in (1, 1, 2)
+    )
+    at_start = evaluate_elm(model, [{"input_ids": ids} for ids in numbered[:10]], progress=False)
+    assert first.lm_nll == again.lm_nll
+    assert len({first.lm_nll, other.lm_nll, at_start.lm_nll}) == 3
+
+
 @pytest.mark.parametrize("method", ["exact", "sampled"])
 @pytest.mark.parametrize("can_skip", [False, True])
 def test_position_fraction_counts_a_fixed_subset_of_columns(model, rows, method, can_skip, monkeypatch):

@@ -1,0 +1,81 @@
+"""Writes the README's tables from the newest records, between ``<!-- name -->`` and ``<!-- end -->``.
+
+python benchmarks/readme_tables.py           # rewrite
+python benchmarks/readme_tables.py --check   # exit 1 where the README says something else
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def newest(bench: str, **wanted) -> dict:
+    """The last record of ``bench`` whose fields are as ``wanted``."""
+    lines = (ROOT / "benchmarks" / "results" / f"{bench}.jsonl").read_text().splitlines()
+    matching = [r for r in map(json.loads, lines) if all(r.get(key) == value for key, value in wanted.items())]
+    return matching[-1]
+
+
+def table(*rows) -> str:
+    """A Markdown table; the first row is its head, all columns but the first are right-aligned."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---|" + "---:|" * (len(rows[0]) - 1), *body])
+
+
+def quickstart() -> str:
+    r = newest("quickstart")
+    cpu = r["cpu_seconds"]
+    return table(
+        ("", "nats/byte", "SE by document", "bits/byte", "CPU-s"),
+        ("language model (LM)", f"{r['lm_nll']:.4f}", f"{r['lm_nll_se']:.4f}", f"{r['lm_bits_per_byte']:.4f}", f"{cpu['lm']:.0f}"),
+        ("**ELM: the same LM, frozen, with its energy**", f"**{r['elm_nll']:.4f}**", f"{r['elm_nll_se']:.4f}", f"{r['elm_bits_per_byte']:.4f}", f"+{cpu['energy']:.0f}"),
+        ("gain of the ELM over its LM (paired)", f"{r['gain']:+.4f}", f"{r['gain_se']:.4f}", "", ""),
+        ("that LM trained on for the same CPU time", f"{r['equal_compute_lm_nll']:.4f}", f"{r['equal_compute_lm_nll_se']:.4f}", "", f"+{cpu['lm_continued']:.0f}"),
+    )  # fmt: skip
+
+
+def saturated() -> str:
+    rows = [newest("adapt_saturated_lm", row=name) for name in ("continued", "adapter", "grown")]
+    names = ("the same LM, trained on", "**frozen LM + rank-8 energy adapter**", "LM grown by one layer, base frozen")
+    return table(
+        ("a saturated LM, then", "CPU-s", "nats/token", "gain", "SE by document"),
+        *((name, f"{r['cpu_seconds']:.0f}", f"{r['nll']:.4f}", f"{r['gain']:+.4f}", f"{r['gain_se']:.4f}") for name, r in zip(names, rows, strict=True)),
+    )  # fmt: skip
+
+
+def cost() -> str:
+    step = newest("training_step_cost", impl="merged")
+    full, chunked = newest("lm_head_loss", impl="full_logits"), newest("lm_head_loss", impl="chunked")
+    decode = newest("decode_candidates", num_candidates=8, threads=1)
+    memory = f"{full['peak_memory_mib']:.0f} → {chunked['peak_memory_mib']:.0f} MiB"
+    return table(
+        ("what", "measured", "p20 to p80", "record"),
+        (f"training step over an LM step ({step['shape']['name']}, K = 1; FLOP limit {step['flop_limit']:.2f})", f"{step['ratio_p50']:.2f}×", f"{step['ratio_p20']:.2f} to {step['ratio_p80']:.2f}", "`training_step_cost`"),
+        (f"LM loss and negatives in chunks against full logits (1024 × 50257; peak memory {memory})", f"{1 / chunked['ratio_p50']:.2f}× faster", f"{1 / chunked['ratio_p80']:.2f} to {1 / chunked['ratio_p20']:.2f}", "`lm_head_loss`"),
+        ("decoding with K = 8 candidates over K = 1, per token (d768, 4 layers, V 50257)", f"{decode['ratio_p50']:.2f}×", f"{decode['ratio_p20']:.2f} to {decode['ratio_p80']:.2f}", "`decode_candidates`"),
+    )  # fmt: skip
+
+
+def rewritten(readme: str) -> str:
+    """``readme`` with every table made anew."""
+    for make in (quickstart, saturated, cost):
+        start = f"<!-- {make.__name__} -->"
+        before, rest = readme.split(start)
+        readme = f"{before}{start}\n{make()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    return readme
+
+
+def main():
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = rewritten(old)
+    if "--check" in sys.argv:
+        sys.exit(old != new)
+    path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
