@@ -195,9 +195,8 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
                 f"from_causal_lm needs a transformers causal language model or a path to one, got {type(model_or_path).__name__}."
             )
         lm = model_or_path
-        if os.path.isdir(
-            lm.config._name_or_path
-        ):  # saved with the config: a Hub id is worth keeping, a local path is not
+        # saved with the config: a Hub id is worth keeping, a local path is not
+        if os.path.isdir(lm.config._name_or_path):
             lm.config._name_or_path = ""
         model = cls(MonArcConfig(text_config=lm.config, **fields), lm=lm)
         head = lm.get_output_embeddings().weight
@@ -291,6 +290,10 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         if output_energies is None:
             output_energies = past_key_values is None and inputs_embeds is None and not use_cache
         if not (output_energies or losses):
+            if segment_ids is not None:
+                raise ValueError(
+                    "segment_ids go with energies or losses of whole rows: pass output_energies=True and no cache."
+                )
             return self._lm_forward(
                 logits_to_keep, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
                 past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,

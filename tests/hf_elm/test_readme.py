@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,12 @@ def test_commands_parse(line):
         assert values
         for recipe in positionals:
             assert find_recipe(recipe).is_file()
+
+
+def test_tables_are_those_of_the_newest_records():
+    folder = ROOT / "benchmarks"
+    done = subprocess.run([sys.executable, str(folder / "readme_tables.py"), "--check"], check=False)
+    assert done.returncode == 0, "run python benchmarks/readme_tables.py"
 
 
 def test_links_point_at_files():

@@ -370,6 +370,12 @@ def test_bad_input_is_refused(change, error, message):
         tiny_monarc()(**inputs)
 
 
+def test_documents_are_not_lost_silently_on_the_way_to_the_lm_alone():
+    ids = tokens(2, SEQ)
+    with pytest.raises(ValueError, match="segment_ids go with energies or losses"):
+        tiny_monarc()(input_ids=ids, segment_ids=torch.zeros_like(ids), output_energies=False)
+
+
 def test_scored_candidates_are_checked_too():
     with pytest.raises(ValueError, match=r"candidates must be of shape \(batch, K, seq\) = \(2, K >= 1, 7\)"):
         tiny_monarc().score_candidates(tokens(2, SEQ), tokens(2, 3, SEQ - 1))
