@@ -1,6 +1,8 @@
 """Configuration of MonArc: any causal language model plus a residual energy on every token."""
 
-from transformers import AutoConfig, PreTrainedConfig
+import difflib
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 
 STABLELM_2 = {
@@ -157,12 +159,12 @@ def _resolve_text_config(text_config):
         return text_config
     fields = dict(STABLELM_2 | PRESETS["163m"] if text_config is None else text_config)
     model_type = fields.pop("model_type", "stablelm")
-    try:
-        return AutoConfig.for_model(model_type, **fields)
-    except ValueError as error:
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=1, cutoff=0.0)[0]
         raise ValueError(
-            f'text_config.model_type "{model_type}" is not known to this version of transformers: {error}'
-        ) from None
+            f'text_config.model_type "{model_type}" is not known to this version of transformers; the nearest is "{near}".'
+        )
+    return AutoConfig.for_model(model_type, **fields)
 
 
 MonArcConfig.register_for_auto_class()

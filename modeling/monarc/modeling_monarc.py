@@ -232,10 +232,13 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
         return super()._set_gradient_checkpointing(enable=enable, **kwargs)
 
     def train(self, mode: bool = True):
-        """As `nn.Module.train`; a frozen LM stays in evaluation mode, so that dropout never disturbs it."""
+        """As `nn.Module.train`; a frozen LM stays in evaluation mode, so that dropout never disturbs it, and frozen.
+
+        `from_pretrained` replaces parameters and then calls this: they are frozen again here.
+        """
         super().train(mode)
         if self.config.freeze_lm:
-            self.lm.eval()
+            self.lm.eval().requires_grad_(False)
         return self
 
     def energy_parameters(self) -> list[nn.Parameter]:

@@ -95,3 +95,10 @@ def test_a_fresh_adapter_has_no_effect_and_can_learn():
     assert all(delta.down.weight.std() > 0.05 for delta in model.energy_adapter.values())
     assert text_config("qwen2")["vocab_size"] == model.config.text_config.vocab_size
     assert scatter(model).energy_parameters()
+
+
+def test_a_frozen_lm_is_frozen_again_after_loading(tmp_path):
+    tiny_monarc(energy_adapter_rank=2, freeze_lm=True).save_pretrained(tmp_path)
+    loaded = MonArcForCausalLM.from_pretrained(tmp_path)
+    assert not any(parameter.requires_grad for parameter in loaded.lm.parameters())
+    assert all(parameter.requires_grad for parameter in loaded.energy_parameters())
