@@ -22,9 +22,22 @@ from . import registration  # noqa: E402
 registration.install()
 
 _EXPORTS = {  # name -> module that defines it, imported at first use (PEP 562)
+    "M2BertConfig": "hf_elm.modeling.m2_bert",
+    "M2BertForMaskedLM": "hf_elm.modeling.m2_bert",
+    "M2BertForQuestionAnswering": "hf_elm.modeling.m2_bert",
+    "M2BertForSentenceEmbedding": "hf_elm.modeling.m2_bert",
+    "M2BertForSequenceClassification": "hf_elm.modeling.m2_bert",
+    "M2BertForTokenClassification": "hf_elm.modeling.m2_bert",
+    "M2BertModel": "hf_elm.modeling.m2_bert",
+    "extend_context": "hf_elm.modeling.m2_bert",
     "MonArcConfig": "hf_elm.modeling.monarc",
     "MonArcForCausalLM": "hf_elm.modeling.monarc",
+    "NanoEBMConfig": "hf_elm.modeling.nano_ebm",
+    "NanoEBMForRefinement": "hf_elm.modeling.nano_ebm",
+    "attach_refinement": "hf_elm.modeling.nano_ebm",
     "ElmLikelihood": "hf_elm.evaluation",
+    "RefinementConfig": "hf_elm.trainers",
+    "RefinementTrainer": "hf_elm.trainers",
     "ResidualEnergyConfig": "hf_elm.trainers",
     "ResidualEnergyTrainer": "hf_elm.trainers",
     "evaluate_elm": "hf_elm.evaluation",

@@ -27,6 +27,7 @@ COMMANDS = {  # name -> what it does; the module is hf_elm.commands.<name>
 }
 _USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_TRAIN_PACKAGES = ("accelerate", "datasets", "peft")  # of the extra "train"
 _OWN_FOLDERS = ("hf_elm", "modeling", "trainers", "model_cards")
 
 
@@ -60,6 +61,11 @@ def _run(name, arguments):
     except BrokenPipeError:  # `hf-elm train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _TRAIN_PACKAGES or os.environ.get("HF_ELM_DEBUG"):
+            return _crash()
+        return _fail(name, f'the package {package} is missing; install it with pip install "hf_elm[train]".')
     except _USER_ERRORS as error:
         return _fail(name, error) if _is_ours(error) else _crash()
     except FloatingPointError as error:  # a diverged run

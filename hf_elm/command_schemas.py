@@ -27,10 +27,21 @@ ALIASES = {
 
 
 def training_schema(family: str = "monarc") -> Schema:
-    """Keys of ``train`` and ``adapt``."""
+    """Keys of ``train`` and ``adapt``.
+
+    Raises:
+        ValueError: an unknown family, or one without a trainer.
+    """
     found = find_family(family)
+    if found.trainer is None:
+        trained = ", ".join(name for name, other in FAMILIES.items() if other.trainer)
+        raise ValueError(
+            f"family={family} has no trainer here; the families that train are {trained}. Its models are ordinary transformers "
+            "models: load them by an Auto class and use transformers' Trainer."
+        )
     own = section(found.training_arguments, "train.", "train (the trainer's own keys)", exclude=_SET_BY_US)
     names = {key.name for key in own}
+    evaluation = "evaluate (held-out likelihood after training)"
     inherited = section(
         "transformers.training_args:TrainingArguments",
         "train.",
@@ -49,10 +60,8 @@ def training_schema(family: str = "monarc") -> Schema:
             ),
             *own,
             *(key for key in inherited if key.name not in names and key.name != "train.output_dir"),
-            *section(
-                f"{_SECTIONS}:FinalEvaluationSection", "evaluate.", "evaluate (held-out likelihood after training)"
-            ),
-            *section(_EVALUATION, "evaluate.", "evaluate (held-out likelihood after training)", exclude=_NOT_OPTIONS),
+            *section(f"{_SECTIONS}:FinalEvaluationSection", "evaluate.", evaluation),
+            *(section(_EVALUATION, "evaluate.", evaluation, exclude=_NOT_OPTIONS) if found.residual_energy else ()),
         ],
         ALIASES | found.aliases,
     )
@@ -72,8 +81,14 @@ def evaluation_schema() -> Schema:
 
 
 def generation_schema(family: str | None = None) -> Schema:
-    """Keys of ``generate``; those of every family when it is not known yet."""
+    """Keys of ``generate``; those of every family when it is not known yet.
+
+    Raises:
+        ValueError: a family that generates no text.
+    """
     families = [find_family(family)] if family else list(FAMILIES.values())
+    if family and families[0].generation is None:
+        raise ValueError(f"the checkpoint is a {family} model, an encoder that generates no text.")
     keys = [
         *section(f"{_SECTIONS}:CheckpointSection", "", "model"),
         *section(f"{_SECTIONS}:GenerateSection", "", "generation"),

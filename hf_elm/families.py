@@ -19,28 +19,33 @@ class Family:
         config: config class.
         models: model class -> names of the Auto classes that find it.
         model: the class that ``hf-elm train`` builds.
-        trainer: Trainer subclass.
+        trainer: Trainer subclass; None = ``hf-elm train`` refuses the family.
         training_arguments: TrainingArguments subclass; its fields are the ``train.*`` keys.
         converter: function ``(source, out)`` for reference checkpoints.
         vocabulary_in: config field that holds the vocabulary size ("text_config" or None for the config itself).
         adapt_recipe: the recipe that ``hf-elm adapt`` starts from.
-        generation: class whose fields are the family's own ``hf-elm generate`` keys.
+        generation: class whose fields are the family's own ``hf-elm generate`` keys; None = it generates no text.
+        residual_energy: tokens have a residual energy, so that `hf_elm.evaluation.evaluate_elm` measures the likelihood; else
+            the trainer's own evaluation does.
         aliases: further spellings of keys, accepted everywhere.
     """
 
     config: str
     models: dict[str, tuple[str, ...]]
     model: str
-    trainer: str
-    training_arguments: str
+    trainer: str | None
+    training_arguments: str | None
     converter: str
     vocabulary_in: str | None = None
     adapt_recipe: str | None = None
     generation: str | None = None
+    residual_energy: bool = True
     aliases: dict[str, str] = field(default_factory=dict)
 
 
 _MONARC = "hf_elm.modeling.monarc"
+_NANO_EBM = "hf_elm.modeling.nano_ebm"
+_M2_BERT = "hf_elm.modeling.m2_bert"
 FAMILIES = {  # model_type -> family
     "monarc": Family(
         config=f"{_MONARC}.configuration_monarc:MonArcConfig",
@@ -52,6 +57,50 @@ FAMILIES = {  # model_type -> family
         vocabulary_in="text_config",
         adapt_recipe="monarc_adapt_frozen",
         generation="hf_elm.recipe_sections:CandidateSection",
+    ),
+    "nano_ebm": Family(
+        config=f"{_NANO_EBM}.configuration_nano_ebm:NanoEBMConfig",
+        models={f"{_NANO_EBM}.modeling_nano_ebm:NanoEBMForRefinement": ("AutoModel", "AutoModelForCausalLM")},
+        model=f"{_NANO_EBM}.modeling_nano_ebm:NanoEBMForRefinement",
+        trainer="hf_elm.trainers.refinement_trainer:RefinementTrainer",
+        training_arguments="hf_elm.trainers.refinement_config:RefinementConfig",
+        converter=f"{_NANO_EBM}.convert_nano_ebm:convert_reference_checkpoint",
+        generation="hf_elm.recipe_sections:ThinkingSection",
+        residual_energy=False,
+        aliases={  # the original's spellings
+            "model.n_layer": "model.num_hidden_layers",
+            "model.n_head": "model.num_attention_heads",
+            "model.n_embd": "model.hidden_size",
+            "model.block_size": "model.max_position_embeddings",
+            "model.bias": "model.use_bias",
+            "model.refine_steps": "model.think_steps",
+            "model.alpha_value": "model.think_lr",
+            "model.energy_convergence_threshold": "model.think_tolerance",
+            "data.data_path": "data.corpus",
+            "data.batch_size": "train.per_device_train_batch_size",
+            "train.warmup_steps_no_refine": "train.system_one_steps",
+            "wandb_project": "train.wandb_project",
+            "wandb_name": "train.run_name",
+            "topk": "think_topk",
+            "sample": "do_sample",
+            "sample_temp": "temperature",
+            "sample_top_p": "top_p",
+        },
+    ),
+    "m2_bert": Family(
+        config=f"{_M2_BERT}.configuration_m2_bert:M2BertConfig",
+        models={
+            f"{_M2_BERT}.modeling_m2_bert:M2BertModel": ("AutoModel",),
+            f"{_M2_BERT}.modeling_m2_bert:M2BertForMaskedLM": ("AutoModelForMaskedLM",),
+            f"{_M2_BERT}.modeling_m2_bert:M2BertForSequenceClassification": ("AutoModelForSequenceClassification",),
+            f"{_M2_BERT}.modeling_m2_bert:M2BertForTokenClassification": ("AutoModelForTokenClassification",),
+            f"{_M2_BERT}.modeling_m2_bert:M2BertForQuestionAnswering": ("AutoModelForQuestionAnswering",),
+        },
+        model=f"{_M2_BERT}.modeling_m2_bert:M2BertForMaskedLM",
+        trainer=None,
+        training_arguments=None,
+        converter=f"{_M2_BERT}.convert_m2_bert:convert_reference_checkpoint",
+        residual_energy=False,
     ),
 }
 

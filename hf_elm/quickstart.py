@@ -191,9 +191,9 @@ class QuickstartRun:
 
     def _report(self, likelihood, seconds):
         self.console.print(likelihood.table())
-        errors = likelihood.gain / likelihood.gain_se if likelihood.gain_se else float("nan")
+        errors = f" ({likelihood.gain / likelihood.gain_se:.1f} standard errors)" if likelihood.gain_se else ""
         self._say(
-            f"the ELM is {likelihood.gain:+.4f} nats/byte better than its own LM ({errors:.1f} standard errors), and "
+            f"the ELM is {likelihood.gain:+.4f} nats/byte better than its own LM{errors}, and "
             f"{likelihood.gain_over_equal_compute:+.4f} than the LM trained on for {seconds['lm_continued']:.0f} CPU-s (the "
             f"energy took {seconds['energy']:.0f})"
         )

@@ -167,6 +167,31 @@ class CandidateSection:
 
 
 @dataclass
+class ThinkingSection:
+    """How predictions are refined; what is missing is as saved with the model.
+
+    Args:
+        use_thinking: refine every prediction; false is system 1.
+        think_steps: refinement steps.
+        think_lr: one step size for all steps, instead of the learnt ones.
+        think_topk: only the k likeliest tokens of system 1 keep probability; 0 is all.
+        think_max_move: furthest that a logit may move; 0 is no limit.
+        think_tolerance: stop where a step changes the energy by less, in nats.
+        think_samples: refinements with noise per token, of which the one of lowest energy is taken.
+        langevin_noise: temperature of that noise.
+    """
+
+    use_thinking: bool | None = None
+    think_steps: int | None = None
+    think_lr: float | None = None
+    think_topk: int | None = None
+    think_max_move: float | None = None
+    think_tolerance: float | None = None
+    think_samples: int | None = None
+    langevin_noise: float | None = None
+
+
+@dataclass
 class QuickstartSection:
     """What ``hf-elm quickstart`` trains.
 

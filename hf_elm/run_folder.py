@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml import YAMLError
 
 
 RECIPE, ENVIRONMENT, METRICS, LIKELIHOOD = "recipe.yaml", "environment.json", "metrics.jsonl", "likelihood.json"
@@ -72,6 +73,20 @@ def require_empty(out: str | Path, option: str) -> None:
     out = Path(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{option}={out} exists and is not empty; choose another folder or remove it first.")
+    require_writable(out, option)
+
+
+def require_writable(path: str | Path, option: str) -> None:
+    """Refuse a path that cannot be created: one below a file, or where nothing may be written.
+
+    Raises:
+        NotADirectoryError, PermissionError: naming ``option``, the path and the folder in the way.
+    """
+    nearest = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
+    if nearest != Path(path).absolute() and not nearest.is_dir():
+        raise NotADirectoryError(f"{option}={path} lies below {nearest}, which is a file; choose another place.")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{option}={path} cannot be written: no permission in {nearest}; choose another place.")
 
 
 def is_main_process() -> bool:
@@ -82,16 +97,19 @@ def is_main_process() -> bool:
 def claim(output_dir: str | Path, settings: dict[str, Any], resume: bool) -> None:
     """Check that ``output_dir`` may be used by the run of ``settings``; writes nothing.
 
-    Free are: a folder that does not exist or is empty, and, with ``resume``, the folder of a run with the same recipe.
+    Free are: a folder that does not exist, is empty or holds only the recipe of a run that ended before its first log, and,
+    with ``resume``, the folder of a run with the same recipe.
 
     Raises:
         FileExistsError: the folder holds something else, or the same run and ``resume`` was not asked for.
+        NotADirectoryError, PermissionError: it cannot be created.
         ValueError: ``resume`` with another recipe than the folder's own; the first differing key is named.
     """
     folder = Path(output_dir)
     if folder.is_file():
         raise FileExistsError(f"output_dir={folder} is a file; choose another output_dir.")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    require_writable(folder, "output_dir")
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} <= {RECIPE, ENVIRONMENT}:
         return
     recipe = folder / RECIPE
     if not recipe.is_file():
@@ -111,8 +129,15 @@ def claim(output_dir: str | Path, settings: dict[str, Any], resume: bool) -> Non
 
 
 def comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a run's outcome: without ``resume``, in the form that YAML gives back."""
-    return yaml.safe_load(dump_recipe({key: value for key, value in settings.items() if key != "resume"}))
+    """The settings that decide a run's outcome, in the form that YAML gives back: without ``resume`` and the folder's name."""
+    return _outcome(yaml.safe_load(dump_recipe(settings)))
+
+
+def _outcome(settings):
+    kept = {key: value for key, value in settings.items() if key != "resume"}
+    if isinstance(kept.get("train"), dict):
+        kept["train"] = {key: value for key, value in kept["train"].items() if key != "output_dir"}
+    return kept
 
 
 def dump_recipe(settings: dict[str, Any]) -> str:
@@ -121,8 +146,13 @@ def dump_recipe(settings: dict[str, Any]) -> str:
 
 
 def _read_recipe(path):
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return {key: value for key, value in content.items() if key != "resume"}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        content = error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: {content}; restore it, or choose another output_dir.")
+    return _outcome(content)
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str | None:

@@ -1,5 +1,6 @@
 """Models and tokenizers read from folders and Hub ids, with one clear sentence when that does not work."""
 
+import os
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .families import family_of_checkpoint, find_family, resolve
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _UNREADABLE = (OSError, RuntimeError, SafetensorError, ValueError, KeyError)
 
@@ -49,7 +51,10 @@ def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path)
     except _UNREADABLE as error:
-        raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if os.path.isdir(path) and not any(os.path.exists(os.path.join(path, name)) for name in _TOKENIZER_FILES):
+            reason = "the folder has no tokenizer files; save one there with tokenizer.save_pretrained"
+        raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {reason}.") from error
 
 
 def pick_device(device: str | None) -> torch.device:

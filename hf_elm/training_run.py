@@ -1,5 +1,6 @@
 """One training run from resolved settings: corpus, tokenizer, model, trainer, likelihood, files."""
 
+import contextlib
 import inspect
 import os
 import sys
@@ -48,14 +49,24 @@ def prepare(settings: dict[str, Any]) -> TrainingRun:
     corpus = load_corpus(**corpus_options(settings["data"]), seed=seed)
     tokenizer = make_tokenizer(settings, corpus)
     model = make_model(family, settings, tokenizer)
-    trainer = resolve(family.trainer)(
-        model=model,
-        args=arguments,
-        train_dataset=corpus.train,
-        eval_dataset=corpus.held_out,
-        processing_class=tokenizer,
-    )
+    with _refusals_of("train settings"):
+        trainer = resolve(family.trainer)(
+            model=model,
+            args=arguments,
+            train_dataset=corpus.train,
+            eval_dataset=corpus.held_out,
+            processing_class=tokenizer,
+        )
     return TrainingRun(settings, arguments.output_dir, corpus, tokenizer, model, trainer)
+
+
+@contextlib.contextmanager
+def _refusals_of(section):
+    """What transformers refuses becomes an error of ours that names the section of the recipe."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, ConnectionError) as error:
+        raise ValueError(f"{section}: {error}") from error
 
 
 def execute(run: TrainingRun) -> dict[str, Any] | None:
@@ -70,9 +81,21 @@ def execute(run: TrainingRun) -> dict[str, Any] | None:
     run.trainer.save_state()
     run.trainer.save_model()
     options = dict(run.settings["evaluate"])
-    if options.pop("skip") or not run_folder.is_main_process():
+    if options.pop("skip"):
         return None
-    return _likelihood(run, options)
+    if not find_family(run.settings["family"]).residual_energy:
+        return _held_out_metrics(run)
+    return _likelihood(run, options) if run_folder.is_main_process() else None
+
+
+def _held_out_metrics(run):
+    """The trainer's own evaluation on the held-out rows, written and printed; collective over ranks."""
+    metrics = run.trainer.evaluate()
+    if run_folder.is_main_process():
+        run_folder.write_json(os.path.join(run.output_dir, run_folder.LIKELIHOOD), metrics)
+        width = max(map(len, metrics))
+        sys.stdout.write("".join(f"{name:<{width}}  {value:.4f}\n" for name, value in metrics.items()))
+    return metrics
 
 
 def _likelihood(run, options):
@@ -101,7 +124,8 @@ def _training_arguments(family, settings):
         "seed": settings["seed"],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return resolve(family.training_arguments)(**{**shared, **train})
+    with _refusals_of("train settings"):
+        return resolve(family.training_arguments)(**{**shared, **train})
 
 
 def make_tokenizer(settings: dict[str, Any], corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -153,7 +177,8 @@ def make_model(family: Family, settings: dict[str, Any], tokenizer: PreTrainedTo
     elif sources["checkpoint"] is not None:
         model = load_model(sources["checkpoint"], **fields)
     else:
-        model = resolve(family.model)(_new_config(family, sources["preset"], fields, tokenizer, length))
+        with _refusals_of("model settings"):
+            model = resolve(family.model)(_new_config(family, sources["preset"], fields, tokenizer, length))
     _check_fit(model, tokenizer, length)
     return model
 

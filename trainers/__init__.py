@@ -9,6 +9,8 @@ _EXPORTS = {  # name -> sibling module, imported at first use (PEP 562)
     "NonFiniteError": "finite_guard",
     "PackedRows": "packing",
     "PackingCollator": "packing",
+    "RefinementConfig": "refinement_config",
+    "RefinementTrainer": "refinement_trainer",
     "ResidualEnergyConfig": "residual_energy_config",
     "ResidualEnergyTrainer": "residual_energy_trainer",
     "RowPacker": "row_packer",
@@ -18,7 +20,7 @@ _EXPORTS = {  # name -> sibling module, imported at first use (PEP 562)
     "load_corpus": "corpora",
     "pack_rows": "packing",
     "tokenize_corpus": "tokenization",
-    "unknown_characters": "tokenization",
+    "unknown_characters": "character_coverage",
 }
 __all__ = list(_EXPORTS)
 
@@ -26,7 +28,13 @@ __all__ = list(_EXPORTS)
 def __getattr__(name):
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("accelerate", "datasets"):
+            raise
+        remedy = f'{name} needs the package {error.name}: pip install "hf_elm[train]".'
+        raise ModuleNotFoundError(remedy, name=error.name) from error
 
 
 def __dir__():

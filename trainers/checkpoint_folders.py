@@ -87,7 +87,8 @@ def _save_error(folder, error):
         f"{f'the last good checkpoint is {kept}' if kept else 'there is no earlier checkpoint'}; {free:.0f} MiB are free there. "
         "Free some space or set save_total_limit, then resume with resume_from_checkpoint=True."
     )
-    return CheckpointSaveError(getattr(error, "errno", None), message)
+    number = getattr(error, "errno", None)
+    return CheckpointSaveError(message) if number is None else CheckpointSaveError(number, message)
 
 
 @contextmanager

@@ -98,6 +98,8 @@ def load_corpus(
         raise ValueError(f"held_out_fraction must lie strictly between 0 and 1, got {held_out_fraction!r}; try 0.05.")
     if max_bytes is not None and max_bytes < 1:
         raise ValueError(f"max_bytes must be positive, got {max_bytes!r}; leave it out for the whole corpus.")
+    if seed < 0:
+        raise ValueError(f"seed must be zero or positive, got {seed!r}.")
     source = os.path.expanduser(os.fspath(source))
     options = {"fraction": held_out_fraction, "seed": seed, "max_bytes": max_bytes}
     if source == "stdlib":

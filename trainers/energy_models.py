@@ -61,7 +61,7 @@ def _with_adapters(model, peft_config):
     try:
         from peft import get_peft_model
     except ImportError as error:
-        raise ImportError('peft_config needs the package peft: pip install "hf-elm[train]".') from error
+        raise ImportError('peft_config needs the package peft: pip install "hf_elm[train]".') from error
     if model.energy_adapter is not None:
         raise ValueError(
             f"peft_config together with config.energy_adapter_rank={model.config.energy_adapter_rank}: PEFT would train copies of "

@@ -115,6 +115,15 @@ class ResidualEnergyConfig(TrainingArguments):
                 self.energy_learning_rate is None or self.energy_learning_rate >= 0,
                 "zero or positive, or None for learning_rate",
             ),
+            "learning_rate": (self.learning_rate >= 0, "zero or positive"),
+            "lr_scheduler_kwargs": (
+                not isinstance(self.lr_scheduler_kwargs, str) or self.lr_scheduler_kwargs.lstrip().startswith("{"),
+                "a mapping, for example {min_lr_rate: 0.1}",
+            ),
+            "per_device_train_batch_size": (_is_count(self.per_device_train_batch_size), positive_int),
+            "per_device_eval_batch_size": (_is_count(self.per_device_eval_batch_size), positive_int),
+            "gradient_accumulation_steps": (_is_count(self.gradient_accumulation_steps), positive_int),
+            "seed": (self.seed >= 0, "zero or positive"),
             "max_length": (_is_count(self.max_length) and self.max_length >= 2, "an integer of at least 2"),
             "packing_strategy": (self.packing_strategy in ("wrapped", "greedy"), '"wrapped" or "greedy"'),
             "label_smoothing_factor": (

@@ -62,6 +62,7 @@ class ResidualEnergyTrainer(TokenTrainer):
                 eval_dataset = training_rows(eval_dataset, processing_class, args, "eval_dataset")
         model = prepare_energy_model(model, args, peft_config)
         self.energy_model = base_model(model)  # without PEFT's wrapper, and later without Accelerate's
+        use_cache = vars(self.energy_model.config).get("use_cache")
         super().__init__(
             model=model,
             args=args,
@@ -71,6 +72,10 @@ class ResidualEnergyTrainer(TokenTrainer):
             data_collator=data_collator or PackingCollator(getattr(processing_class, "pad_token_id", None) or 0),
             **kwargs,
         )
+        # transformers writes args.use_cache = False to the config; saved, it would keep the model from generating
+        self.energy_model.config.use_cache = use_cache
+        if use_cache is None:
+            del self.energy_model.config.use_cache
 
     # --------------------------------------------------------------------------------------------- TokenTrainer
 

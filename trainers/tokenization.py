@@ -74,15 +74,6 @@ def build_tokenizer(
     return {"char": _char_tokenizer, "bpe": _bpe_tokenizer}[kind](chain([first], texts), vocab_size)
 
 
-def unknown_characters(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """The distinct characters of ``text`` that the tokenizer maps to its unknown token, in the order of appearance."""
-    if tokenizer.unk_token_id is None or tokenizer.unk_token_id == tokenizer.eos_token_id:  # GPT-2: byte level
-        return []
-    characters = list(dict.fromkeys(text))
-    ids = tokenizer(characters, add_special_tokens=False)["input_ids"] if characters else []
-    return [character for character, own in zip(characters, ids, strict=True) if tokenizer.unk_token_id in own]
-
-
 def tokenize_corpus(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,

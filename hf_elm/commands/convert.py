@@ -4,6 +4,7 @@ Convert a checkpoint of the original code (a folder with config.json and state_d
 from_pretrained reads. OUT must not exist. Pickles are read with weights_only, and refused where that is not possible.
 
   hf-elm convert monarc original_checkpoint/ converted/
+  hf-elm convert m2-bert m2-bert-2048.pt converted/
 """
 
 import sys

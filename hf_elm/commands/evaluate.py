@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..command_schemas import evaluation_schema, training_schema
-from ..families import family_of_checkpoint
+from ..families import family_of_checkpoint, find_family
 from ..recipe_keys import section
 from ..recipes import literal_defaults, merge, read_recipe, split_arguments
+from ..run_folder import require_writable
 
 
 schema = evaluation_schema
@@ -34,7 +35,14 @@ def run(arguments: list[str]) -> None:
     output = given.get("output")
     if output and Path(output).exists():
         raise FileExistsError(f"output={output} exists; choose another file or remove it first.")
-    family_of_checkpoint(given["checkpoint"])
+    if output:
+        require_writable(output, "output")
+    family = family_of_checkpoint(given["checkpoint"])
+    if not find_family(family).residual_energy:
+        raise ValueError(
+            f"checkpoint={given['checkpoint']} is a {family} model, which has no residual energies to measure; its trainer's "
+            "evaluate() reports the likelihood before and after thinking."
+        )
     settings = _settings(given)
     from ..checkpoint_likelihood import evaluate_checkpoint  # imports torch
 

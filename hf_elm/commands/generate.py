@@ -32,6 +32,7 @@ def run(arguments: list[str]) -> None:
     own_schema = schema(family_of_checkpoint(given["checkpoint"]))
     _, given = split_arguments(arguments, own_schema)
     settings = merge(literal_defaults(own_schema.keys.values()), given)
+    _check(settings)
     if settings["prompt"] == "-":
         settings["prompt"] = sys.stdin.read()
     from ..continuation import continue_prompt  # imports torch
@@ -41,3 +42,26 @@ def run(arguments: list[str]) -> None:
         name: value for name, value in settings.items() if name not in _OWN and value is not None
     }
     continue_prompt(**own, **options)
+
+
+def _check(settings):
+    """Numbers out of range are refused before anything is loaded."""
+    greedy = not settings["do_sample"]
+    rules = {
+        "max_new_tokens": (settings["max_new_tokens"] >= 1, "at least 1"),
+        "temperature": (settings["temperature"] > 0, "above 0 (do_sample=false takes the likeliest tokens)"),
+        "top_k": (settings["top_k"] is None or settings["top_k"] >= 1, "at least 1"),
+        "top_p": (settings["top_p"] is None or 0 < settings["top_p"] <= 1, "in (0, 1]"),
+        "repetition_penalty": (
+            settings["repetition_penalty"] is None or settings["repetition_penalty"] > 0,
+            "above 0; 1 is none",
+        ),
+        "num_return_sequences": (
+            settings["num_return_sequences"] == 1 or (settings["num_return_sequences"] > 1 and not greedy),
+            "1 with do_sample=false" if greedy else "at least 1",
+        ),
+        "seed": (0 <= settings["seed"] < 2**32, "in [0, 2**32)"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise ValueError(f"{name} must be {rule}, got {settings[name]}.")

@@ -58,7 +58,7 @@ def resolve_settings(arguments: list[str], command: str, default_recipe: str | N
     recipe = positionals[0] if positionals else default_recipe
     from_file = read_recipe(recipe, schema) if recipe else {}
     layers = [_defaults(schema, recipe or command), from_file, given]
-    return merge(*layers)
+    return {"model": {}, **merge(*layers)}
 
 
 def named_family(arguments: list[str]) -> str:

@@ -104,6 +104,22 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
     with new_folder(tmp_path / "out", "OUT") as folder:
         (folder / "a").write_text("a")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(FileExistsError, match="OUT="), new_folder(tmp_path / "out", "OUT"):
+    with pytest.raises(FileExistsError, match=r"OUT="), new_folder(tmp_path / "out", "OUT"):
         pass
     assert (tmp_path / "out" / "a").read_text() == "a"
+
+
+def test_a_run_that_ended_before_its_first_log_holds_no_folder(run):
+    (run / "metrics.jsonl").unlink()
+    claim(run, changed(max_steps=20), resume=False)
+
+
+def test_a_moved_run_can_be_resumed(run):
+    claim(run, changed(output_dir="elsewhere/"), resume=True)
+
+
+@pytest.mark.parametrize("damage", ["train: [", "just text", ""])
+def test_a_damaged_recipe_is_named(run, damage):
+    (run / "recipe.yaml").write_text(damage)
+    with pytest.raises(ValueError, match=r"recipe\.yaml is damaged"):
+        claim(run, SETTINGS, resume=True)

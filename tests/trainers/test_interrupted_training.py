@@ -5,9 +5,15 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback
 
-from hf_elm.trainers.checkpoint_folders import CheckpointSaveError, last_usable_checkpoint, why_unusable
+from hf_elm.trainers.checkpoint_folders import (
+    CheckpointSaveError,
+    last_usable_checkpoint,
+    why_unusable,
+    written_whole,
+)
 from hf_elm.trainers.finite_guard import NonFiniteError
 from hf_elm.trainers.residual_energy_trainer import ResidualEnergyTrainer
 from tests.trainers.tiny_training import quiet_config, ragged_rows, tiny_model
@@ -109,6 +115,13 @@ def test_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch, part):
     resumed = saving_trainer(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
+
+
+def test_a_failure_without_an_error_number_shows_none(tmp_path):
+    """safetensors reports a full disk by an error of its own, which has no errno."""
+    with pytest.raises(CheckpointSaveError) as caught, written_whole(tmp_path / "checkpoint-1"):
+        raise SafetensorError("No space left on device")
+    assert str(caught.value).startswith(str(tmp_path))
 
 
 def test_failed_rewrite_keeps_the_older_checkpoint_of_the_same_step(tmp_path, monkeypatch):

@@ -47,6 +47,15 @@ def test_every_parameter_moves_and_loss_falls(tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_trained_model_still_generates_with_a_cache_by_default(tmp_path):
+    """transformers' Trainer writes use_cache=False to the config; a folder without generation config would keep it."""
+    trainer = ResidualEnergyTrainer(tiny_model(), quiet_config(tmp_path, max_steps=1), train_dataset=ragged_rows(4))
+    trainer.save_model()
+    (tmp_path / "generation_config.json").unlink()
+    model = MonArcForCausalLM.from_pretrained(tmp_path)
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, eos_token_id=None).shape == (1, 5)
+
+
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (1, 8)])
 def test_accumulation_equals_one_batch(tmp_path, batch, accumulation):
     """Ragged labels, given negatives, float64: loss, every metric and every gradient of two steps."""

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_elm.trainers.tokenization import EOS, PAD, UNK, build_tokenizer, tokenize_corpus, unknown_characters
+from hf_elm.trainers.character_coverage import unknown_characters
+from hf_elm.trainers.tokenization import EOS, PAD, UNK, build_tokenizer, tokenize_corpus
 
 
 TEXTS = [open(module.__file__, encoding="utf-8").read() for module in (textwrap, typing)]  # noqa: SIM115
