@@ -17,7 +17,7 @@ BITS = ("lm_bits_per_byte", "elm_bits_per_byte")
 def main(folder):
     likelihood = json.loads((folder / "likelihood.json").read_text())
     run = json.loads((folder / "quickstart.json").read_text())
-    values = {name: round(likelihood[name + end], 5) for name in FIELDS for end in ("", "_se")}
+    values = {name + end: round(likelihood[name + end], 6) for name in FIELDS for end in ("", "_se")}
     values |= {name: round(likelihood[name], 4) for name in BITS}
     record(
         "quickstart", impl="monarc", unit="nats/token", metric="nll", method=likelihood["method"], shape=run["settings"],

@@ -12,11 +12,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def newest(bench: str, **wanted) -> dict:
-    """The last record of ``bench`` whose fields are as ``wanted``."""
+def every(bench: str, **wanted) -> list[dict]:
+    """The records of ``bench`` whose fields are as ``wanted``, oldest first."""
     lines = (ROOT / "benchmarks" / "results" / f"{bench}.jsonl").read_text().splitlines()
-    matching = [r for r in map(json.loads, lines) if all(r.get(key) == value for key, value in wanted.items())]
-    return matching[-1]
+    return [r for r in map(json.loads, lines) if all(r.get(key) == value for key, value in wanted.items())]
+
+
+def newest(bench: str, **wanted) -> dict:
+    """The last of them."""
+    return every(bench, **wanted)[-1]
 
 
 def table(*rows) -> str:
@@ -38,18 +42,24 @@ def quickstart() -> str:
 
 
 def saturated() -> str:
-    rows = [newest("adapt_saturated_lm", row=name) for name in ("continued", "adapter", "grown")]
-    names = ("the same LM, trained on", "**frozen LM + rank-8 energy adapter**", "LM grown by one layer, base frozen")
+    adapter = newest("adapt_saturated_lm", row="adapt", steps=5000)
+    grown = newest("adapt_saturated_lm", row="grow")
+    continued = max(every("adapt_saturated_lm", row="continue", steps=15361), key=lambda r: r["gain"])
+    rows = [
+        ("trained on (the best of its learning rates)", continued, continued["lm_nll"]),
+        ("**frozen, with a rank-8 energy adapter (ELM)**", adapter, adapter["elm_nll"]),
+        ("grown by one layer, the rest frozen", grown, grown["lm_nll"]),
+    ]
     return table(
-        ("a saturated LM, then", "CPU-s", "nats/token", "gain", "SE by document"),
-        *((name, f"{r['cpu_seconds']:.0f}", f"{r['nll']:.4f}", f"{r['gain']:+.4f}", f"{r['gain_se']:.4f}") for name, r in zip(names, rows, strict=True)),
+        (f"an LM at {adapter['lm_nll']:.4f}, then", "CPU-s", "nats/character", "gain", "SE by document"),
+        *((name, f"{r['cpu_seconds']:.0f}", f"{nll:.4f}", f"{r['gain']:+.4f}", f"{r['gain_se']:.4f}") for name, r, nll in rows),
     )  # fmt: skip
 
 
 def cost() -> str:
     step = newest("training_step_cost", impl="merged")
     full, chunked = newest("lm_head_loss", impl="full_logits"), newest("lm_head_loss", impl="chunked")
-    decode = newest("decode_candidates", num_candidates=8, threads=1)
+    decode = newest("decode_candidates", num_candidates=8, threads=1, law="flat", adapter_rank=0)
     memory = f"{full['peak_memory_mib']:.0f} → {chunked['peak_memory_mib']:.0f} MiB"
     return table(
         ("what", "measured", "p20 to p80", "record"),
