@@ -2,10 +2,12 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 from transformers.utils import logging
+
+from .argument_checks import give_floor, read_numbers, require
 
 
 logger = logging.get_logger(__name__)
@@ -64,10 +66,9 @@ class RefinementConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps per log line."})
 
     def __post_init__(self):
-        self._read_numbers()
+        read_numbers(self)
         self._check_fields()
-        if str(self.lr_scheduler_type).startswith("cosine_") and "min_lr" in str(self.lr_scheduler_type):
-            self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
+        give_floor(self)
         if self.greater_is_better is None and "nll" in str(self.metric_for_best_model):
             self.greater_is_better = False
         if self.wandb_project is not None:
@@ -83,16 +84,6 @@ class RefinementConfig(TrainingArguments):
         os.environ["WANDB_PROJECT"] = self.wandb_project  # where transformers looks for it
         self.report_to = ["wandb"]
 
-    def _read_numbers(self):
-        """YAML reads ``1e-3`` as text (it wants ``1.0e-3``): text in a number field becomes the number it spells."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.type in (float, float | None) and isinstance(value, str):
-                try:
-                    setattr(self, item.name, float(value))
-                except ValueError:
-                    raise ValueError(f"{item.name} must be a number, got {value!r}.") from None
-
     def _check_fields(self):
         rules = {
             "system_one_steps": (_is_int(self.system_one_steps) and self.system_one_steps >= 0, "an integer, 0 for none"),
@@ -104,9 +95,7 @@ class RefinementConfig(TrainingArguments):
                 "False with stop_on_nonfinite=True: the filter hides the values that should stop the run",
             ),
         }  # fmt: skip
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}.")
+        require(self, rules)
 
 
 def _is_int(value):

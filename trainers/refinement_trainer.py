@@ -4,7 +4,7 @@ import os
 
 from torch import nn
 from torch.nn.functional import pad
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..modeling.nano_ebm.configuration_nano_ebm import NanoEBMConfig
 from ..modeling.nano_ebm.modeling_nano_ebm import NanoEBMForRefinement
@@ -13,7 +13,7 @@ from .packing import PackingCollator
 from .refinement_config import RefinementConfig
 from .residual_energy_trainer import negatives_seed, seeded_generator
 from .token_trainer import TokenTrainer
-from .training_rows import training_rows
+from .training_rows import saved_tokenizer, training_and_evaluation_rows
 
 
 class RefinementTrainer(TokenTrainer):
@@ -52,16 +52,8 @@ class RefinementTrainer(TokenTrainer):
     ):
         args = RefinementConfig() if args is None else args
         if processing_class is None and isinstance(model, str):
-            processing_class = _saved_tokenizer(model)
-        with args.main_process_first(desc="tokenising and packing"):
-            train_dataset = training_rows(train_dataset, processing_class, args, "train_dataset")
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {
-                    name: training_rows(rows, processing_class, args, f'eval_dataset["{name}"]')
-                    for name, rows in eval_dataset.items()
-                }
-            else:
-                eval_dataset = training_rows(eval_dataset, processing_class, args, "eval_dataset")
+            processing_class = saved_tokenizer(model)
+        train_dataset, eval_dataset = training_and_evaluation_rows(train_dataset, eval_dataset, processing_class, args)
         self.refined_model = refinement_model(model)  # later without Accelerate's wrapper
         super().__init__(
             model=self.refined_model,
@@ -132,10 +124,3 @@ def refinement_model(model) -> NanoEBMForRefinement:
             f"model must be a NanoEBMForRefinement, a transformers causal LM, or a path or Hub id, got {type(model).__name__}."
         )
     return NanoEBMForRefinement.from_causal_lm(model)
-
-
-def _saved_tokenizer(path):
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):  # a model saved without one: needed only for datasets of text
-        return None

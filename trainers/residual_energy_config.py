@@ -1,8 +1,10 @@
 """Arguments of `ResidualEnergyTrainer`."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+
+from .argument_checks import give_floor, read_numbers, require
 
 
 FIELDS_OF_THE_MODEL = ("energy_loss", "energy_loss_weight", "num_negatives", "negative_fraction")
@@ -83,23 +85,12 @@ class ResidualEnergyConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Optimizer steps per log line."})
 
     def __post_init__(self):
-        self._read_numbers()
+        read_numbers(self)
         self._check_fields()
-        if str(self.lr_scheduler_type).startswith("cosine_") and "min_lr" in str(self.lr_scheduler_type):
-            self.lr_scheduler_kwargs = self.lr_scheduler_kwargs or {"min_lr_rate": 0.1}
+        give_floor(self)
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("nll_bound"):
             self.greater_is_better = False
         super().__post_init__()
-
-    def _read_numbers(self):
-        """YAML reads ``1e-3`` as text (it wants ``1.0e-3``): text in a number field becomes the number it spells."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.type in (float, float | None) and isinstance(value, str):
-                try:
-                    setattr(self, item.name, float(value))
-                except ValueError:
-                    raise ValueError(f"{item.name} must be a number, got {value!r}.") from None
 
     def _check_fields(self):
         positive_int = "an integer of at least 1"
@@ -135,9 +126,7 @@ class ResidualEnergyConfig(TrainingArguments):
                 "False with stop_on_nonfinite=True: the filter hides the values that should stop the run",
             ),
         }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)!r}.")
+        require(self, rules)
 
 
 def _is_count(value):

@@ -4,13 +4,12 @@ import hashlib
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
 
 from .energy_models import base_model, prepare_energy_model
 from .packing import PackingCollator
 from .residual_energy_config import ResidualEnergyConfig
 from .token_trainer import TokenTrainer
-from .training_rows import training_rows
+from .training_rows import saved_tokenizer, training_and_evaluation_rows
 
 
 class ResidualEnergyTrainer(TokenTrainer):
@@ -50,16 +49,8 @@ class ResidualEnergyTrainer(TokenTrainer):
     ):
         args = ResidualEnergyConfig() if args is None else args
         if processing_class is None and isinstance(model, str):
-            processing_class = _saved_tokenizer(model)
-        with args.main_process_first(desc="tokenising and packing"):
-            train_dataset = training_rows(train_dataset, processing_class, args, "train_dataset")
-            if isinstance(eval_dataset, dict):
-                eval_dataset = {
-                    name: training_rows(rows, processing_class, args, f'eval_dataset["{name}"]')
-                    for name, rows in eval_dataset.items()
-                }
-            else:
-                eval_dataset = training_rows(eval_dataset, processing_class, args, "eval_dataset")
+            processing_class = saved_tokenizer(model)
+        train_dataset, eval_dataset = training_and_evaluation_rows(train_dataset, eval_dataset, processing_class, args)
         model = prepare_energy_model(model, args, peft_config)
         self.energy_model = base_model(model)  # without PEFT's wrapper, and later without Accelerate's
         use_cache = vars(self.energy_model.config).get("use_cache")
@@ -167,10 +158,3 @@ def seeded_generator(seed: int, device: torch.device) -> torch.Generator | None:
         xm.set_rng_state(seed)
         return None
     return torch.Generator(device).manual_seed(seed)
-
-
-def _saved_tokenizer(path):
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError):  # a model saved without one: needed only for datasets of text
-        return None

@@ -1,9 +1,30 @@
 """From whatever dataset a user has to rows of token ids."""
 
 import datasets
+from transformers import AutoTokenizer
 
 from .packing import iter_packed_rows, pack_rows
 from .tokenization import tokenize_corpus
+
+
+def training_and_evaluation_rows(train_dataset, eval_dataset, tokenizer, args) -> tuple:
+    """Both datasets of a trainer through `training_rows`, the main process first; ``eval_dataset`` may be a dict of datasets."""
+    with args.main_process_first(desc="tokenising and packing"):
+        train_rows = training_rows(train_dataset, tokenizer, args, "train_dataset")
+        if not isinstance(eval_dataset, dict):
+            return train_rows, training_rows(eval_dataset, tokenizer, args, "eval_dataset")
+        return train_rows, {
+            name: training_rows(rows, tokenizer, args, f'eval_dataset["{name}"]')
+            for name, rows in eval_dataset.items()
+        }
+
+
+def saved_tokenizer(path: str):
+    """The tokenizer saved with the model at ``path``; None where there is none, which matters for datasets of text only."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def training_rows(dataset, tokenizer, args, name: str):
