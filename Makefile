@@ -27,7 +27,7 @@ install: $(INSTALLED)
 # the stamp makes a second call quick; a change of the metadata installs again
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot,retrieval,test]"
 	touch $@
 
 $(LINT_INSTALLED): $(INSTALLED)
