@@ -27,6 +27,7 @@ class ElmLikelihood:
     Attributes:
         method: ``"exact"``, ``"sampled"`` or ``"certified"``.
         num_tokens, num_documents, num_rows: what was counted.
+        num_unknown_tokens: tokens left out because they stand for text that the tokenizer does not know.
         lm_nll: of the language model inside.
         elm_nll: of the energy-based model, exact; None where only an interval is known.
         elm_nll_lower, elm_nll_upper: the interval.
@@ -100,6 +101,7 @@ class ElmLikelihood:
     elm_bits_per_byte_lower_se: float | None = None
     elm_bits_per_byte_upper: float | None = None
     elm_bits_per_byte_upper_se: float | None = None
+    num_unknown_tokens: int = 0
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
@@ -154,6 +156,8 @@ class ElmLikelihood:
         parts = [f"mean energy {self.mean_energy:+.4f} nats", f"E[log Z] {_interval(self, 'mean_log_z', '+.4f')} nats"]
         if self.mean_z is not None:
             parts += [f"mean Z {self.mean_z:.4f}", f"effective samples {self.ess_fraction:.1%}"]
+        if self.num_unknown_tokens:
+            parts.append(f"{self.num_unknown_tokens:,} tokens of text unknown to the tokenizer left out")
         return "; ".join(parts)
 
     def _rows(self) -> list[tuple[str, str, str, str]]:

@@ -52,6 +52,7 @@ class _Settings:
     max_rows: int
     seed: int
     device: torch.device
+    unknown_id: int | None = None  # token that stands for text the tokenizer does not know: never counted
     columns: Tensor | None = None  # which columns of a row are counted, bool (LONGEST_ROW,); None = all
 
 
@@ -93,7 +94,8 @@ def evaluate_elm(
             of this ``seed``, so that the tokens come from many documents; a stream is read from its start.
         max_rows: candidate streams that run at once; memory against speed.
         batch_size: rows per forward pass; the logits of one batch are held at a time.
-        tokenizer: for bits/byte, over the UTF-8 bytes that the counted tokens decode to.
+        tokenizer: for bits/byte, over the UTF-8 bytes that the counted tokens decode to. Its unknown token stands for text of
+            which the model says nothing: it is not counted, and ``num_unknown_tokens`` says how often it occurred.
         bytes_per_token: instead of a tokenizer, the bytes that each token id stands for, ``(vocab,)``.
         equal_compute_lm: another causal LM over the same vocabulary, or a MonArc model whose LM is meant, scored on the
             very same tokens with the same document boundaries.
@@ -109,8 +111,9 @@ def evaluate_elm(
     _check_arguments(model, num_samples, exact_top, max_tokens, max_rows, batch_size, position_fraction)
     settings = _settings(model, method, num_samples, exact_top, max_rows, seed, exact_vocab_limit)
     settings.columns = _kept_columns(position_fraction, seed)
+    settings.unknown_id = _unknown_id(tokenizer)
     token_bytes = TokenBytes.of(tokenizer, bytes_per_token, settings.vocab_size)
-    totals, num_rows = DocumentTotals(), 0
+    totals, num_rows, num_unknown = DocumentTotals(), 0, 0
     if max_tokens is not None:
         data = _in_random_order(data, seed)
     batches = row_batches(data, batch_size, max_positions(model), settings.vocab_size)
@@ -120,13 +123,14 @@ def evaluate_elm(
         bar = stack.enter_context(_progress_bar(data, settings, max_tokens, progress))
         for batch in batches:
             num_rows += len(batch.input_ids)
+            num_unknown += _leave_out_unknown(batch, settings.unknown_id)
             room = None if max_tokens is None else max_tokens - totals.num_tokens
             columns = _counted_columns(model, batch, settings, bar, room, equal_compute_lm, token_bytes)
             if columns is not None:
                 totals.add(batch.documents[batch.counted], columns)
             if max_tokens is not None and totals.num_tokens >= max_tokens:
                 break
-    return _result(totals, settings, num_rows)
+    return _result(totals, settings, num_rows, num_unknown)
 
 
 def _check_arguments(model, num_samples, exact_top, max_tokens, max_rows, batch_size, position_fraction):
@@ -216,6 +220,21 @@ def _kept_columns(fraction: float, seed: int) -> Tensor | None:
     if fraction == 1.0:
         return None
     return torch.rand(LONGEST_ROW, generator=torch.Generator().manual_seed(seed)) < fraction
+
+
+def _unknown_id(tokenizer) -> int | None:
+    """The token for unknown text; None where there is none, or where it is the end of text (GPT-2, which knows every byte)."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return None if unknown == getattr(tokenizer, "eos_token_id", None) else unknown
+
+
+def _leave_out_unknown(batch: RowBatch, unknown_id: int | None) -> int:
+    """Takes unknown tokens out of ``batch.counted``; how many there were."""
+    if unknown_id is None:
+        return 0
+    unknown = batch.counted & (batch.input_ids == unknown_id)
+    batch.counted &= ~unknown
+    return int(unknown.sum())
 
 
 def _counted_columns(model, batch, settings, bar, room, equal_compute_lm, token_bytes) -> dict[str, Tensor] | None:
@@ -329,10 +348,11 @@ def _row_generator(settings: _Settings, row: int) -> torch.Generator:
     return torch.Generator(settings.device).manual_seed(mixed)
 
 
-def _result(totals: DocumentTotals, settings: _Settings, num_rows: int) -> ElmLikelihood:
+def _result(totals: DocumentTotals, settings: _Settings, num_rows: int, num_unknown: int) -> ElmLikelihood:
     if not totals.num_tokens:
         raise ValueError(
-            "data has no counted tokens: every row is shorter than 2 tokens, is padding, or has labels of -100 throughout."
+            "data has no counted tokens: every row is shorter than 2 tokens, is padding, has labels of -100 throughout, or "
+            "holds nothing that the tokenizer knows."
         )
     counts, sums = totals.totals()
     quantities, diagnostics = _quantities(sums, counts, exact=settings.method == "exact")
@@ -346,6 +366,7 @@ def _result(totals: DocumentTotals, settings: _Settings, num_rows: int) -> ElmLi
         num_tokens=totals.num_tokens,
         num_documents=len(counts),
         num_rows=num_rows,
+        num_unknown_tokens=num_unknown,
         vocab_size=settings.vocab_size,
         num_samples=settings.num_samples,
         exact_top=settings.exact_top,

@@ -339,6 +339,23 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_counted_tokens(model, rows, ex
     assert exact.lm_bits_per_byte is None
 
 
+def test_unknown_tokens_are_left_out_and_numbered(model, rows):
+    class Tokenizer(LetterTokenizer):
+        unk_token_id, eos_token_id = 5, 3
+
+    result = evaluate_elm(model, rows, method="exact", tokenizer=Tokenizer(), progress=False)
+    places = [(row["input_ids"], row["labels"]) for row in rows]
+    unknown = sum(label == 5 for _, labels in places for label in labels)
+    assert result.num_unknown_tokens == unknown > 0
+    assert "unknown to the tokenizer" in str(result)
+    without = [{**row, "labels": [-100 if label == 5 else label for label in row["labels"]]} for row in rows]
+    expected = evaluate_elm(model, without, method="exact", tokenizer=LetterTokenizer(), progress=False)
+    assert (result.lm_nll, result.elm_nll, result.num_tokens, result.num_bytes) == (
+        expected.lm_nll, expected.elm_nll, expected.num_tokens, expected.num_bytes
+    )  # fmt: skip
+    assert expected.num_unknown_tokens == 0
+
+
 def test_byte_level_tokens_that_split_a_character_still_count_every_byte(model):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
