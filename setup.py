@@ -17,6 +17,8 @@ BASE = [
     "safetensors>=0.4.3",
     "omegaconf>=2.3",
     "rich>=13",
+    "numpy>=1.26",
+    "tqdm>=4.66",
 ]
 EXTRAS = {
     "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18"],
@@ -25,7 +27,7 @@ EXTRAS = {
     "gguf": ["gguf>=0.10"],
     "eval": ["evaluate>=0.4", "lm-eval>=0.4.8"],
     "plot": ["matplotlib>=3.8", "pillow>=10"],
-    "retrieval": ["sentence-transformers>=5.0", "bm25s>=0.2"],
+    "retrieval": ["sentence-transformers>=5.2", "pyarrow>=15", "bm25s>=0.2"],
     "tracking": ["trackio>=0.2", "wandb>=0.18", "tensorboard>=2.17"],
     "tpu": ["torch-xla>=2.6; platform_system == 'Linux'"],
     "demo": ["gradio>=5.0", "matplotlib>=3.8", "pillow>=10"],

@@ -17,9 +17,11 @@ if (_ROOT / "setup.py").is_file() and (
     __path__.append(str(_ROOT))
 
 from . import registration  # noqa: E402
+from .trainers import card_writer  # noqa: E402
 
 
 registration.install()
+card_writer.writer = "hf_elm.card_files:write_trainer_card"
 
 _EXPORTS = {  # name -> module that defines it, imported at first use (PEP 562)
     "M2BertConfig": "hf_elm.modeling.m2_bert",
@@ -30,11 +32,14 @@ _EXPORTS = {  # name -> module that defines it, imported at first use (PEP 562)
     "M2BertForTokenClassification": "hf_elm.modeling.m2_bert",
     "M2BertModel": "hf_elm.modeling.m2_bert",
     "extend_context": "hf_elm.modeling.m2_bert",
+    "MaskedLMConfig": "hf_elm.trainers",
+    "MaskedLMTrainer": "hf_elm.trainers",
     "MonArcConfig": "hf_elm.modeling.monarc",
     "MonArcForCausalLM": "hf_elm.modeling.monarc",
     "NanoEBMConfig": "hf_elm.modeling.nano_ebm",
     "NanoEBMForRefinement": "hf_elm.modeling.nano_ebm",
     "attach_refinement": "hf_elm.modeling.nano_ebm",
+    "embed_texts": "hf_elm.embedding",
     "ElmLikelihood": "hf_elm.evaluation",
     "RefinementConfig": "hf_elm.trainers",
     "RefinementTrainer": "hf_elm.trainers",

@@ -19,9 +19,13 @@ COMMANDS = {  # name -> what it does; the module is hf_elm.commands.<name>
     "train": "train a model, from scratch or from a checkpoint",
     "adapt": "turn an existing causal LM into an energy-based one",
     "evaluate": "likelihood of held-out text, exact or as an interval with valid ends",
+    "retrieve": "how well an encoder finds documents, BM25 beside it",
     "generate": "continue a prompt, streaming",
+    "embed": "one vector per text, from files or standard input, resumable",
+    "plot": "pictures of thinking (energy landscape, steps, gain) and of a run's training",
     "convert": "convert a reference checkpoint",
     "export": "write a self-contained Hub folder and check that it loads anywhere",
+    "publish": "send a model to the Hub in one commit, checked first",
     "quickstart": "the whole story on a small model in a few minutes",
     "env": "versions and devices, for bug reports",
 }

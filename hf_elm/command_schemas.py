@@ -6,7 +6,9 @@ from .recipe_keys import Key, Schema, section
 
 _SECTIONS = "hf_elm.recipe_sections"
 _EVALUATION = "hf_elm.evaluation:evaluate_elm"
+_EMBEDDING = "hf_elm.embedding:embed_texts"
 _NOT_OPTIONS = {"model", "data", "tokenizer", "bytes_per_token", "equal_compute_lm", "seed"}  # of evaluate_elm
+_NOT_RETRIEVAL_KEYS = {"model", "tokenizer", "tasks", "name", "pooling", "pool_with_dense"}  # of evaluate_retrieval
 
 DATA_TWINS = {  # fields of the training arguments that the data section sets
     "text_column": "data.text_column",
@@ -26,13 +28,13 @@ ALIASES = {
 }
 
 
-def training_schema(family: str = "monarc") -> Schema:
+def training_schema(family: str = "monarc", objective: str | None = None) -> Schema:
     """Keys of ``train`` and ``adapt``.
 
     Raises:
-        ValueError: an unknown family, or one without a trainer.
+        ValueError: an unknown family or objective, or a family without a trainer.
     """
-    found = find_family(family)
+    found = find_family(family, objective)
     if found.trainer is None:
         trained = ", ".join(name for name, other in FAMILIES.items() if other.trainer)
         raise ValueError(
@@ -54,7 +56,7 @@ def training_schema(family: str = "monarc") -> Schema:
             *section(f"{_SECTIONS}:ModelSource", "model.", "model"),
             *section(found.config, "model.", "model"),
             *section(f"{_SECTIONS}:TokenizerSection", "tokenizer.", "tokenizer"),
-            *section(f"{_SECTIONS}:DataSection", "data.", "data"),
+            *section(f"{_SECTIONS}:{'PairSection' if found.pairs else 'DataSection'}", "data.", "data"),
             Key(
                 "train.output_dir", "str | None", "runs/<recipe>", "folder of the run; also written output_dir.", "run"
             ),
@@ -100,6 +102,84 @@ def generation_schema(family: str | None = None) -> Schema:
     return Schema(keys, aliases)
 
 
-def quickstart_schema() -> Schema:
-    """Keys of ``quickstart``."""
-    return Schema(section(f"{_SECTIONS}:QuickstartSection", "", "quickstart"))
+def embedding_schema() -> Schema:
+    """Keys of ``embed``."""
+    return Schema(
+        [
+            *section(f"{_SECTIONS}:CheckpointSection", "", "model", exclude={"seed"}),
+            *section(f"{_SECTIONS}:EmbedSection", "", "texts and vectors"),
+            *section(_EMBEDDING, "", "embedding", exclude={"model", "tokenizer", "texts", "progress"}),
+        ]
+    )
+
+
+def retrieval_schema() -> Schema:
+    """Keys of ``retrieve``."""
+    return Schema(
+        [
+            *section(f"{_SECTIONS}:CheckpointSection", "", "model"),
+            *section(f"{_SECTIONS}:RetrieveSection", "", "task"),
+            *section("hf_elm.retrieval_evaluation:evaluate_retrieval", "", "embedding", exclude=_NOT_RETRIEVAL_KEYS),
+        ]
+    )
+
+
+def export_schema() -> Schema:
+    """Keys of ``export``."""
+    return Schema(section(f"{_SECTIONS}:ExportSection", "", "export"))
+
+
+def publish_schema() -> Schema:
+    """Keys of ``publish``."""
+    return Schema(section(f"{_SECTIONS}:PublishSection", "", "publish"))
+
+
+PLOT_KINDS = ("landscape", "trajectory", "tokens", "gain", "positions", "training", "animate")
+_OF_PROMPTS = ("landscape", "trajectory", "tokens", "positions", "animate")
+_PLOT_SECTIONS = (  # section, heading, kinds that it concerns
+    ("PlotSection", "figure", PLOT_KINDS),
+    ("PlotPromptSection", f"prompt ({', '.join(_OF_PROMPTS)})", _OF_PROMPTS),
+    ("PlotTokensSection", "tokens (trajectory, tokens, animate)", ("trajectory", "tokens", "animate")),
+    ("PlotModeSection", "landscape", ("landscape",)),
+    ("PlotGridSection", "plane (landscape, animate)", ("landscape", "animate")),
+    ("PlotFilmSection", "film (animate)", ("animate",)),
+    ("PlotGainSection", "gain", ("gain",)),
+)
+
+
+def plot_schema(kind: str | None = None) -> Schema:
+    """Keys of ``plot``; those of every kind when it is not known yet."""
+    kinds = PLOT_KINDS if kind is None else (kind,)
+    thinks = set(kinds) - {"training"}
+    keys = section(f"{_SECTIONS}:CheckpointSection", "", "model", exclude={"dtype"})
+    keys = keys if thinks else [key for key in keys if key.name == "checkpoint"]
+    for name, heading, concerned in _PLOT_SECTIONS:
+        if set(kinds) & set(concerned):
+            keys += section(f"{_SECTIONS}:{name}", "", heading)
+    if thinks:
+        unfit = {"use_thinking", "think_samples", "langevin_noise"} | ({"think_topk"} if thinks == {"gain"} else set())
+        keys += section(f"{_SECTIONS}:ThinkingSection", "", "thinking (all but training)", exclude=unfit)
+    if "gain" in kinds:
+        heading = "data of gain (missing: as in the run that wrote the checkpoint)"
+        keys += section(f"{_SECTIONS}:DataSection", "data.", heading)
+    aliases = {"corpus": "data.corpus", "data.block_size": "data.sequence_length", "topk": "think_topk"}
+    return Schema(keys, aliases)
+
+
+def quickstart_schema(model: str | None = None) -> Schema:
+    """Keys of ``quickstart``; those of every model's story when it is not known yet.
+
+    Raises:
+        ValueError: no story of that model.
+    """
+    stories = {name.replace("_", "-"): found.quickstart_keys for name, found in FAMILIES.items() if found.quickstart}
+    if model is not None and model.replace("_", "-") not in stories:
+        raise ValueError(f'model must be one of {", ".join(stories)}, got "{model}".')
+    keys = {key.name: key for key in section(f"{_SECTIONS}:QuickstartSection", "", "quickstart")}
+    for name, path in stories.items():
+        own = {key.name: key for key in section(path, "", f"model={name}")}
+        if model is None:
+            keys = keys | own | keys  # in this order, and what all stories share is described once
+        elif name == model.replace("_", "-"):
+            keys |= own
+    return Schema(keys.values(), {"family": "model"})

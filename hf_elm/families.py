@@ -6,7 +6,7 @@ costs nothing.
 
 import importlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ class Family:
         generation: class whose fields are the family's own ``hf-elm generate`` keys; None = it generates no text.
         residual_energy: tokens have a residual energy, so that `hf_elm.evaluation.evaluate_elm` measures the likelihood; else
             the trainer's own evaluation does.
+        evaluation: function behind ``hf-elm evaluate`` where there is no residual energy; its keyword-only arguments are keys.
+        encoder: its tokenizer needs [CLS], [SEP] and [MASK].
+        quickstart: class that tells the family's story on a small model; its arguments are the ``hf-elm quickstart`` keys.
+        quickstart_keys: class whose fields are the family's own ``hf-elm quickstart`` keys.
+        pairs: it learns from pairs of queries and documents, so that the data section is `PairSection`.
+        objectives: name of another thing to train -> the fields above that are different then.
         aliases: further spellings of keys, accepted everywhere.
     """
 
@@ -40,6 +46,12 @@ class Family:
     adapt_recipe: str | None = None
     generation: str | None = None
     residual_energy: bool = True
+    evaluation: str | None = None
+    encoder: bool = False
+    quickstart: str | None = None
+    quickstart_keys: str | None = None
+    pairs: bool = False
+    objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
 
 
@@ -57,6 +69,8 @@ FAMILIES = {  # model_type -> family
         vocabulary_in="text_config",
         adapt_recipe="monarc_adapt_frozen",
         generation="hf_elm.recipe_sections:CandidateSection",
+        quickstart="hf_elm.quickstart:QuickstartRun",
+        quickstart_keys="hf_elm.recipe_sections:MonArcQuickstartSection",
     ),
     "nano_ebm": Family(
         config=f"{_NANO_EBM}.configuration_nano_ebm:NanoEBMConfig",
@@ -66,6 +80,8 @@ FAMILIES = {  # model_type -> family
         training_arguments="hf_elm.trainers.refinement_config:RefinementConfig",
         converter=f"{_NANO_EBM}.convert_nano_ebm:convert_reference_checkpoint",
         generation="hf_elm.recipe_sections:ThinkingSection",
+        quickstart="hf_elm.refinement_quickstart:RefinementQuickstart",
+        quickstart_keys="hf_elm.recipe_sections:NanoEBMQuickstartSection",
         residual_energy=False,
         aliases={  # the original's spellings
             "model.n_layer": "model.num_hidden_layers",
@@ -95,12 +111,40 @@ FAMILIES = {  # model_type -> family
             f"{_M2_BERT}.modeling_m2_bert:M2BertForSequenceClassification": ("AutoModelForSequenceClassification",),
             f"{_M2_BERT}.modeling_m2_bert:M2BertForTokenClassification": ("AutoModelForTokenClassification",),
             f"{_M2_BERT}.modeling_m2_bert:M2BertForQuestionAnswering": ("AutoModelForQuestionAnswering",),
+            f"{_M2_BERT}.modeling_m2_bert:M2BertForSentenceEmbedding": ("AutoModelForTextEncoding",),
         },
         model=f"{_M2_BERT}.modeling_m2_bert:M2BertForMaskedLM",
-        trainer=None,
-        training_arguments=None,
+        trainer="hf_elm.trainers.masked_lm_trainer:MaskedLMTrainer",
+        training_arguments="hf_elm.trainers.masked_lm_config:MaskedLMConfig",
         converter=f"{_M2_BERT}.convert_m2_bert:convert_reference_checkpoint",
         residual_energy=False,
+        evaluation="hf_elm.masked_lm_evaluation:evaluate_masked_lm",
+        encoder=True,
+        objectives={
+            "retrieval": {
+                "model": f"{_M2_BERT}.modeling_m2_bert:M2BertForSentenceEmbedding",
+                "trainer": "hf_elm.trainers.retrieval_trainer:RetrievalTrainer",
+                "training_arguments": "hf_elm.trainers.retrieval_config:RetrievalConfig",
+                "pairs": True,
+            },
+        },
+        aliases={  # the original's spellings
+            "model.long_conv_l_max": "model.max_position_embeddings",
+            "model.hyena_w": "model.filter_freq",
+            "model.hyena_w_mod": "model.filter_freq_scale",
+            "model.hyena_emb_dim": "model.filter_emb_dim",
+            "model.hyena_filter_order": "model.filter_order",
+            "model.hyena_training_additions": "model.mixer_pre_norm",
+            "model.use_glu_mlp": "model.mlp_gated",
+            "model.monarch_mlp_nblocks": "model.mlp_num_blocks",
+            "model.use_positional_encodings": "model.use_position_embeddings",
+            "model.long_conv_kernel_learning_rate": "train.filter_learning_rate",
+            "model.hyena_lr_pos_emb": "train.position_learning_rate",
+            "model.hyena_wd": "train.filter_weight_decay",
+            "max_seq_len": "data.sequence_length",
+            "tokenizer_name": "tokenizer.path",
+            "mlm_probability": "train.mlm_probability",
+        },
     ),
 }
 
@@ -111,12 +155,18 @@ def resolve(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def find_family(name: str) -> Family:
-    """The family called ``name``; dashes and underscores are the same."""
+def find_family(name: str, objective: str | None = None) -> Family:
+    """The family called ``name``, as it is trained for ``objective`` (None: its own); dashes and underscores are the same."""
     try:
-        return FAMILIES[name.replace("-", "_")]
+        family = FAMILIES[name.replace("-", "_")]
     except KeyError:
         raise ValueError(f'family must be one of {sorted(FAMILIES)}, got "{name}".') from None
+    if objective is None:
+        return family
+    if objective not in family.objectives:
+        choices = ", ".join(family.objectives) or "none beside its own"
+        raise ValueError(f'objective="{objective}" is not one of family {name}: {choices}. Leave it out for its own.')
+    return replace(family, **family.objectives[objective])
 
 
 def family_of_checkpoint(checkpoint: str) -> str:
@@ -126,6 +176,28 @@ def family_of_checkpoint(checkpoint: str) -> str:
         FileNotFoundError: no such folder or Hub repository, or no config.json in it.
         ValueError: config.json is not readable, or the model is of no family of this package.
     """
+    model_type = _read_config(checkpoint).get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f'checkpoint={checkpoint} holds a "{model_type}" model; this command needs one of {sorted(FAMILIES)}. '
+            "An ordinary causal LM becomes one by `hf-elm adapt model.base=...`."
+        )
+    return model_type
+
+
+def class_of_checkpoint(checkpoint: str) -> str:
+    """``"package.module:name"`` of the class that was saved, by config.json; the class that the family trains where it says none.
+
+    Raises:
+        FileNotFoundError, ValueError: see `family_of_checkpoint`.
+    """
+    family = find_family(family_of_checkpoint(checkpoint))
+    names = _read_config(checkpoint).get("architectures") or []
+    return next((path for path in family.models if path.split(":")[1] in names), family.model)
+
+
+def _read_config(checkpoint: str) -> dict[str, Any]:
+    """The config.json of a saved folder or Hub id."""
     folder = Path(checkpoint)
     file = folder / "config.json"
     is_hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/"))
@@ -140,15 +212,12 @@ def family_of_checkpoint(checkpoint: str) -> str:
             f"checkpoint={checkpoint} has no config.json; give a folder that save_pretrained wrote."
         )
     try:
-        model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"checkpoint={checkpoint}: config.json is not a JSON object ({error}).") from None
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f'checkpoint={checkpoint} holds a "{model_type}" model; this command needs one of {sorted(FAMILIES)}. '
-            "An ordinary causal LM becomes one by `hf-elm adapt model.base=...`."
-        )
-    return model_type
+    if not isinstance(config, dict):
+        raise ValueError(f"checkpoint={checkpoint}: config.json is not a JSON object but a {type(config).__name__}.")
+    return config
 
 
 def _download_config(repo_id):

@@ -5,15 +5,26 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from .card_files import carry_over
+from .other_heads import keep_other_heads
 from .run_folder import new_folder
 from .saved_models import load_checkpoint
+from .sentence_transformers_folder import (
+    check_modules,
+    is_sentence_transformers_folder,
+    load_for_modules,
+    require_sentence_transformers,
+    write_modules,
+)
 
 
+COMPARED = ("logits", "energies", "last_hidden_state", "start_logits", "end_logits", "sentence_embedding")
 TOLERANCE = 1e-5  # of outputs that are equal up to the order of float32 sums
 _WITHOUT_HF_ELM = """
 import sys
@@ -56,21 +67,63 @@ transformers.AutoTokenizer.from_pretrained(folder, **options)
 """
 
 
-def export_checkpoint(checkpoint: str, out: str | Path) -> None:
-    """Write the saved model, its code, tokenizer and generation config to the new folder ``out``, and prove that it loads.
+def export_checkpoint(
+    checkpoint: str,
+    out: str | Path,
+    *,
+    sentence_transformers: bool = False,
+    card: dict[str, Any] | None = None,
+    **fields: Any,
+) -> None:
+    """Write the saved model, its code, tokenizer, generation config and card to the new folder ``out``; prove that it loads.
+
+    The weights of every head that the checkpoint has are kept.
+
+    Args:
+        sentence_transformers: write `M2BertForSentenceEmbedding` and the modules that sentence-transformers looks for.
+        card: what no file says for the model card, such as ``repo_id`` and ``license``.
+        fields: replace those of its config, None = as saved; with ``sentence_transformers`` alone.
 
     Raises:
         FileExistsError: ``out`` is there already.
+        ImportError: ``sentence_transformers``, and the package is not installed.
         OSError: the disk is full, or fails.
         ValueError: the checkpoint cannot be loaded, or the folder does not work in a clean process (with its reason).
     """
+    if sentence_transformers:
+        require_sentence_transformers()
     with new_folder(out, "OUT") as folder:
-        model, tokenizer = load_checkpoint(checkpoint, device="cpu")
+        if sentence_transformers or is_sentence_transformers_folder(checkpoint):
+            model, tokenizer = load_for_modules(checkpoint, **fields)
+        else:
+            model, tokenizer = load_checkpoint(checkpoint, device="cpu", as_saved=True)
         try:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            keep_other_heads(checkpoint, folder, model)
+            if sentence_transformers:
+                write_modules(folder, model)
+            carry_over(checkpoint, folder, **(card or {}))
         except (OSError, SafetensorError) as error:
             raise OSError(f"OUT={out} could not be written: {error}. Nothing was kept; free some space.") from error
+        check_hub_folder(folder, model)
+        if sentence_transformers:
+            check_modules(folder, model, tokenizer)
+
+
+def check_saved_folder(folder: str) -> None:
+    """`check_hub_folder`, for a folder whose model is not at hand: what hf_elm's own classes compute must come back.
+
+    Raises:
+        ValueError: it cannot be loaded, or does not work in a clean process.
+    """
+    if is_sentence_transformers_folder(folder):
+        require_sentence_transformers()
+        model, tokenizer = load_for_modules(folder)
+        check_hub_folder(folder, model)
+        check_modules(folder, model, tokenizer)
+    else:
+        model, _ = load_checkpoint(folder, device="cpu", as_saved=True)
         check_hub_folder(folder, model)
 
 
@@ -119,5 +172,5 @@ def _expected_outputs(model):
     vocabulary = model.get_input_embeddings().weight.shape[0]
     input_ids = (torch.arange(8) * 7 + vocabulary // 3) % vocabulary
     output = model(input_ids.unsqueeze(0))
-    kept = {key: output[key].contiguous() for key in ("logits", "energies", "last_hidden_state") if key in output}
+    kept = {key: output[key].contiguous() for key in COMPARED if key in output}
     return {"input_ids": input_ids.unsqueeze(0), **kept}

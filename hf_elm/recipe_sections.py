@@ -13,11 +13,14 @@ class RunSection:
 
     Args:
         family: model family.
+        objective: what to train for; missing: the family's own, such as predicting tokens. retrieval (m2_bert): embeddings by
+            which queries find their documents.
         seed: seeds the corpus split, the packing order, the weights and the training.
         resume: continue the run in output_dir from its last checkpoint (start it where there is none).
     """
 
     family: str = "monarc"
+    objective: str | None = None
     seed: int = 0
     resume: bool = False
 
@@ -81,6 +84,25 @@ class DataSection:
     sequence_length: int = 256
     strategy: str = "wrapped"
     reset_position_ids: bool = False
+
+
+@dataclass
+class PairSection:
+    """The pairs of queries and documents to learn from.
+
+    Args:
+        corpus: stdlib (documentation and code of the interpreter's own library functions), a jsonl, csv or parquet file with the
+            columns query, positive, negatives (or query, document, label), or a folder of BEIR's layout.
+        held_out_fraction: share of the queries (stdlib: of the files) kept from training; of a BEIR folder only where it has no
+            dev or test split.
+        max_pairs: at most so many queries; missing: all.
+        sequence_length: tokens of a document; the rest is cut off.
+    """
+
+    corpus: str = "stdlib"
+    held_out_fraction: float = 0.1
+    max_pairs: int | None = None
+    sequence_length: int = 256
 
 
 @dataclass
@@ -192,23 +214,223 @@ class ThinkingSection:
 
 
 @dataclass
-class QuickstartSection:
-    """What ``hf-elm quickstart`` trains.
+class EmbedSection:
+    """What ``hf-elm embed`` does beside ``hf_elm.embedding.embed_texts``.
 
     Args:
-        output_dir: folder of everything it writes; must be new or empty.
+        output: file to write, .npy, .parquet or .jsonl; must be new.
+        text_column: column of a table that holds the text.
+        id_column: column of a table that holds the ids; missing: the numbers of the rows.
+        include_text: write the texts beside their vectors (.parquet and .jsonl).
+        progress: show a progress bar.
+    """
+
+    output: str | None = None
+    text_column: str = "text"
+    id_column: str | None = None
+    include_text: bool = False
+    progress: bool = True
+
+
+@dataclass
+class RetrieveSection:
+    """What is searched, and how.
+
+    Args:
+        task: stdlib (documentation and code of the interpreter's own library functions), needle or passkey (a fact hidden in long
+            documents), a folder of BEIR's layout, or a jsonl, csv or parquet file of pairs; missing: the pairs of the run that
+            wrote the checkpoint, else stdlib.
+        split: of a folder: its qrels (missing: test); else train or held_out (missing).
+        held_out_fraction: as in the training run.
+        lengths: needle and passkey: tokens of the documents; missing: a quarter, a half and all of the model's positions.
+        depths: needle and passkey: where the fact stands, 0 (first) to 1 (last).
+        documents: needle and passkey: documents, and questions, of each length and depth.
+        pooling: cls (first token) or mean (over the tokens); missing: as saved with the model.
+        pool_with_dense: follow the pooling by the model's dense layer and tanh; missing: as saved with the model.
+        output: write the scores to this JSON file.
+    """
+
+    task: str | None = None
+    split: str | None = None
+    held_out_fraction: float = 0.1
+    lengths: list[int] | None = None
+    depths: list[float] | None = None
+    documents: int = 50
+    pooling: str | None = None
+    pool_with_dense: bool | None = None
+    output: str | None = None
+
+
+@dataclass
+class ExportSection:
+    """What ``hf-elm export`` writes beside the model.
+
+    Args:
+        sentence_transformers: for an M2-BERT encoder: the files by which sentence-transformers loads it.
+        pooling: with sentence_transformers: cls or mean; missing: as saved with the model.
+        pool_with_dense: with sentence_transformers: pool through the model's tanh layer; missing: as saved with the model.
+        normalize_embeddings: with sentence_transformers: vectors of unit length; missing: as saved with the model.
+    """
+
+    sentence_transformers: bool = False
+    pooling: str | None = None
+    pool_with_dense: bool | None = None
+    normalize_embeddings: bool | None = None
+
+
+@dataclass
+class PublishSection:
+    """What ``hf-elm publish`` does.
+
+    Args:
+        private: make a new repository private; one that exists and is public is refused.
+        revision: branch to publish to, created where it is missing; missing: main.
+        message: of the commit; missing: "Publish with hf_elm <version>".
+        license: of the weights, for the card, such as apache-2.0; missing: the card names none.
+        overwrite_card: replace the repository's README.md even where it was edited there.
+        dry_run: check everything and list the files, without the network.
+    """
+
+    private: bool = False
+    revision: str | None = None
+    message: str | None = None
+    license: str | None = None
+    overwrite_card: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class PlotSection:
+    """The file of a picture.
+
+    Args:
+        output: new file, .png, .pdf or .svg (.gif for animate); missing: the kind of picture in the current folder.
+        dpi: pixels per inch; missing: 150, for animate 80.
+    """
+
+    output: str | None = None
+    dpi: int | None = None
+
+
+@dataclass
+class PlotPromptSection:
+    """What is thought about.
+
+    Args:
+        prompt: the text after which the model predicts.
+    """
+
+    prompt: str = ""
+
+
+@dataclass
+class PlotTokensSection:
+    """How many tokens are shown.
+
+    Args:
+        num_tokens: the likeliest so many; missing: 5 in trajectory, 10 in tokens, 8 in animate.
+    """
+
+    num_tokens: int | None = None
+
+
+@dataclass
+class PlotModeSection:
+    """How the landscape is drawn.
+
+    Args:
+        mode: 3d (surface), contour, or both side by side.
+    """
+
+    mode: str = "both"
+
+
+@dataclass
+class PlotGridSection:
+    """The plane on which the free energy is evaluated.
+
+    Args:
+        span: half of its width, in lengths of the way from system 1 to system 2.
+        grid: points per side.
+    """
+
+    span: float = 2.0
+    grid: int = 61
+
+
+@dataclass
+class PlotFilmSection:
+    """The film.
+
+    Args:
+        fps: frames per second.
+        frames_per_step: frames from one refinement step to the next.
+    """
+
+    fps: int = 12
+    frames_per_step: int = 8
+
+
+@dataclass
+class PlotGainSection:
+    """The text on which likelihoods are measured; think_steps (missing: 8) is how far.
+
+    Args:
+        part: held_out, train or all; missing: held_out where the text is that of the run that wrote the checkpoint, else all.
+        max_tokens: stop after so many tokens; missing: 20000.
+    """
+
+    part: str | None = None
+    max_tokens: int | None = None
+
+
+@dataclass
+class QuickstartSection:
+    """What ``hf-elm quickstart`` tells, whatever the model.
+
+    Args:
+        model: whose story: monarc (a language model and its energy) or nano-ebm (predictions that are refined).
+        output_dir: folder of everything it writes; must be new or empty. With model=nano-ebm runs/quickstart_nano_ebm where it
+            is not given.
         corpus: stdlib (the interpreter's own library sources), a file, a folder, a glob, or a Hub dataset id.
-        lm_steps: optimizer steps of the language model, 32 rows of 64 bytes each.
-        energy_steps: optimizer steps of the energy, with the language model frozen.
-        evaluation_tokens: held-out tokens on which everything is compared.
+        evaluation_tokens: held-out tokens on which everything is compared; with model=nano-ebm 60000 where it is not given.
         prompt: text to continue at the end.
         seed: seed of every random choice.
     """
 
+    model: str = "monarc"
     output_dir: str = "runs/quickstart"
     corpus: str = "stdlib"
-    lm_steps: int = 2500
-    energy_steps: int = 1000
     evaluation_tokens: int = 30000
     prompt: str = "def main(argv):"
     seed: int = 0
+
+
+@dataclass
+class MonArcQuickstartSection:
+    """What the story of MonArc has beside that.
+
+    Args:
+        lm_steps: optimizer steps of the language model, 32 rows of 64 bytes each.
+        energy_steps: optimizer steps of the energy, with the language model frozen.
+    """
+
+    lm_steps: int = 2500
+    energy_steps: int = 1000
+
+
+@dataclass
+class NanoEBMQuickstartSection:
+    """What the story of nanoEBM has beside that, and its own defaults.
+
+    Args:
+        output_dir: folder of everything it writes; must be new or empty.
+        evaluation_tokens: held-out tokens on which everything is compared.
+        steps: optimizer steps of the GPT and of the nanoEBM, 16 rows of 64 bytes each.
+        think_steps: refinement steps of each prediction in training.
+    """
+
+    output_dir: str = "runs/quickstart_nano_ebm"
+    evaluation_tokens: int = 60000
+    steps: int = 800
+    think_steps: int = 2

@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 
 RECIPE, ENVIRONMENT, METRICS, LIKELIHOOD = "recipe.yaml", "environment.json", "metrics.jsonl", "likelihood.json"
+RETRIEVAL = "retrieval.json"
 
 
 def write_atomically(path: str | Path, text: str) -> None:

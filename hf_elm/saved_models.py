@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .families import family_of_checkpoint, find_family, resolve
+from .families import class_of_checkpoint, family_of_checkpoint, find_family, resolve
+from .hub_contents import refuse_pickled_weights
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -27,23 +28,46 @@ def load_checkpoint(
     return model, load_tokenizer(checkpoint, "checkpoint")
 
 
-def load_model(checkpoint: str, dtype: str | None = None, **options: Any) -> PreTrainedModel:
-    """The saved model on the CPU; see `load_checkpoint`."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got "{dtype}".')
-    model_class = resolve(find_family(family_of_checkpoint(checkpoint)).model)
-    if dtype is not None:
-        options["dtype"] = getattr(torch, dtype)
-    try:
-        model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, **options)
-    except _UNREADABLE as error:
-        raise ValueError(f"checkpoint={checkpoint} cannot be loaded: {_first_line(error)}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+def load_model(
+    checkpoint: str, dtype: str | None = None, *, as_saved: bool = False, **options: Any
+) -> PreTrainedModel:
+    """The saved model on the CPU; see `load_checkpoint`.
+
+    Args:
+        as_saved: as the class that was saved, any head; else as the class that the family trains.
+    """
+    trained = find_family(family_of_checkpoint(checkpoint)).model
+    model_class = resolve(class_of_checkpoint(checkpoint) if as_saved else trained)
+    model, missing = load_weights(model_class, checkpoint, dtype, **options)
+    if as_saved and missing and all(name.startswith("pooler.") for name in missing):  # an encoder saved without one
+        model, missing = load_weights(model_class, checkpoint, dtype, add_pooling_layer=False, **options)
+    if missing:
         raise ValueError(
             f"checkpoint={checkpoint} is incomplete: {len(missing)} weights are missing, {missing[0]} first."
         )
     return model
+
+
+def load_weights(
+    model_class: type[PreTrainedModel], checkpoint: str, dtype: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """The saved model as ``model_class`` on the CPU, and the names of its weights that the checkpoint lacks.
+
+    Raises:
+        ValueError: damaged weights, pickled ones (which are never opened), an unknown dtype.
+    """
+    refuse_pickled_weights(checkpoint, "checkpoint")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got "{dtype}".')
+    if dtype is not None:
+        options["dtype"] = getattr(torch, dtype)
+    try:
+        model, info = model_class.from_pretrained(
+            checkpoint, output_loading_info=True, use_safetensors=True, **options
+        )
+    except _UNREADABLE as error:
+        raise ValueError(f"checkpoint={checkpoint} cannot be loaded: {_first_line(error)}") from error
+    return model, sorted(info["missing_keys"])
 
 
 def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:

@@ -1,6 +1,7 @@
 """One training run from resolved settings: corpus, tokenizer, model, trainer, likelihood, files."""
 
 import contextlib
+import dataclasses
 import inspect
 import os
 import sys
@@ -14,9 +15,13 @@ from . import run_folder
 from .environment import describe_environment
 from .evaluation import evaluate_elm
 from .families import Family, find_family, resolve
+from .recipe_sections import DataSection
+from .retrieval_evaluation import require_bm25
+from .retrieval_run import final_retrieval, load_model_to_embed
 from .saved_models import load_model
 from .trainers.checkpoint_folders import last_usable_checkpoint
 from .trainers.corpora import Corpus, load_corpus
+from .trainers.pair_corpora import PairCorpus, load_pairs
 from .trainers.tokenization import build_tokenizer
 
 
@@ -29,7 +34,7 @@ class TrainingRun:
 
     settings: dict[str, Any]
     output_dir: str
-    corpus: Corpus
+    corpus: Corpus | PairCorpus
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     trainer: Any
@@ -44,9 +49,12 @@ def prepare(settings: dict[str, Any]) -> TrainingRun:
     Raises:
         ValueError, FileNotFoundError: a setting that cannot be honoured; the message names it.
     """
-    family, seed = find_family(settings["family"]), settings["seed"]
+    family = trained_family(settings)
     arguments = _training_arguments(family, settings)
-    corpus = load_corpus(**corpus_options(settings["data"]), seed=seed)
+    if family.pairs and not settings["evaluate"]["skip"]:
+        require_bm25()  # now, not when the training is done
+    load = load_pairs if family.pairs else load_corpus
+    corpus = load(**corpus_options(settings["data"], load), seed=settings["seed"])
     tokenizer = make_tokenizer(settings, corpus)
     model = make_model(family, settings, tokenizer)
     with _refusals_of("train settings"):
@@ -83,7 +91,10 @@ def execute(run: TrainingRun) -> dict[str, Any] | None:
     options = dict(run.settings["evaluate"])
     if options.pop("skip"):
         return None
-    if not find_family(run.settings["family"]).residual_energy:
+    family = trained_family(run.settings)
+    if family.pairs:
+        return final_retrieval(run) if run_folder.is_main_process() else None
+    if not family.residual_energy:
         return _held_out_metrics(run)
     return _likelihood(run, options) if run_folder.is_main_process() else None
 
@@ -108,9 +119,14 @@ def _likelihood(run, options):
     return result.to_dict()
 
 
-def corpus_options(data: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `load_corpus` in the data section of a recipe."""
-    names = set(inspect.signature(load_corpus).parameters)
+def trained_family(settings: dict[str, Any]) -> Family:
+    """The family of a run, as it is trained for the run's objective."""
+    return find_family(settings["family"], settings.get("objective"))
+
+
+def corpus_options(data: dict[str, Any], load=load_corpus) -> dict[str, Any]:
+    """The arguments of `load_corpus`, or of another ``load``, in the data section of a recipe."""
+    names = set(inspect.signature(load).parameters)
     return {"source": data["corpus"], **{name: value for name, value in data.items() if name in names}}
 
 
@@ -119,22 +135,32 @@ def _training_arguments(family, settings):
     data, train = settings["data"], settings["train"]
     shared = {
         "max_length": data["sequence_length"],
-        "packing_strategy": data["strategy"],
-        "reset_position_ids": data["reset_position_ids"],
+        "packing_strategy": data.get("strategy"),
+        "reset_position_ids": data.get("reset_position_ids"),
         "seed": settings["seed"],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    arguments = resolve(family.training_arguments)
+    known = {item.name for item in dataclasses.fields(arguments)}
+    for name, key in (("packing_strategy", "strategy"), ("reset_position_ids", "reset_position_ids")):
+        if name not in known and key in data and data[key] != getattr(DataSection, key):
+            raise ValueError(
+                f"data.{key}={data[key]} says how documents share a row, but a row of this family holds one document or a piece "
+                "of one; leave it out."
+            )
     with _refusals_of("train settings"):
-        return resolve(family.training_arguments)(**{**shared, **train})
+        return arguments(**{name: value for name, value in shared.items() if name in known} | train)
 
 
 def make_tokenizer(settings: dict[str, Any], corpus: Corpus) -> PreTrainedTokenizerBase:
     """The tokenizer of the ``tokenizer`` section; by default that of the model to start from, else bytes.
 
+    For an encoder it has [CLS], [SEP], [MASK] and [PAD].
+
     Raises:
         ValueError: kind and path contradict each other, or the tokenizer cannot be loaded.
     """
-    options, model = settings["tokenizer"], settings["model"]
+    options, model, encoder = settings["tokenizer"], settings["model"], find_family(settings["family"]).encoder
     kind, path = options["kind"], options["path"]
     if kind not in (None, "byte", "char", "bpe", "pretrained"):
         raise ValueError(f'tokenizer.kind must be one of byte, char, bpe, pretrained, got "{kind}".')
@@ -144,15 +170,17 @@ def make_tokenizer(settings: dict[str, Any], corpus: Corpus) -> PreTrainedTokeni
     if kind in (None, "pretrained"):
         for option, value in sources.items():
             if value is not None:
-                return _pretrained_tokenizer(option, value)
+                return _pretrained_tokenizer(option, value, encoder)
     if kind == "pretrained":
         raise ValueError("tokenizer.kind=pretrained needs tokenizer.path=<folder or Hub id>.")
-    return build_tokenizer(kind or "byte", corpus.train if kind in ("char", "bpe") else None, options["vocab_size"])
+    texts = corpus.train.texts() if isinstance(corpus, PairCorpus) else corpus.train
+    texts = texts if kind in ("char", "bpe") else None
+    return build_tokenizer(kind or "byte", texts, options["vocab_size"], encoder=encoder)
 
 
-def _pretrained_tokenizer(option, path):
+def _pretrained_tokenizer(option, path, encoder):
     try:
-        return build_tokenizer(path)
+        return build_tokenizer(path, encoder=encoder)
     except ValueError as error:
         raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {error}") from error
 
@@ -175,7 +203,8 @@ def make_model(family: Family, settings: dict[str, Any], tokenizer: PreTrainedTo
     if sources["base"] is not None:
         model = _wrap(family, sources["base"], fields)
     elif sources["checkpoint"] is not None:
-        model = load_model(sources["checkpoint"], **fields)
+        load = load_model_to_embed if family.pairs else load_model
+        model = load(sources["checkpoint"], **fields)
     else:
         with _refusals_of("model settings"):
             model = resolve(family.model)(_new_config(family, sources["preset"], fields, tokenizer, length))

@@ -17,6 +17,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.fingerprint import Hasher
 from tokenizers import AddedToken, Tokenizer, decoders, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -26,7 +27,8 @@ from .corpus_sources import require_column
 logger = logging.get_logger(__name__)
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
-BYTE_VOCAB_SIZE = 256 + 2  # every byte, end of document, padding
+CAUSAL_TOKENS = {"eos_token": EOS, "pad_token": PAD}
+ENCODER_TOKENS = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 BPE_VOCAB_SIZE = 4096
 
 
@@ -36,8 +38,9 @@ def build_tokenizer(
     vocab_size: int | None = None,
     *,
     max_bytes: int = 100_000_000,
+    encoder: bool = False,
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer with an end-of-document and a padding token.
+    """A tokenizer with an end-of-document and a padding token; for an encoder with [CLS], [SEP], [MASK] and [PAD] instead.
 
     ==========  ================================================  ====================================================
     kind        token                                             vocab_size
@@ -53,25 +56,30 @@ def build_tokenizer(
     A pretrained tokenizer without a padding token pads with its end-of-document token. Nothing is added to it, so no
     embedding has to be resized; packed rows mark padding by segment and label, never by id.
 
+    An encoder's tokenizer puts [CLS] and [SEP] around a text and knows the name of a special token inside it, so that a
+    user can write [MASK]; byte and bpe vocabularies are two tokens larger. A pretrained one must have these four tokens.
+
     Args:
         texts: documents to learn from, or a dataset with a ``text`` column; "byte" and pretrained ones ignore it.
         max_bytes: how much of ``texts`` is read, in UTF-8 bytes; a stream may be endless.
+        encoder: for a masked language model.
 
     Raises:
         TypeError: ``texts`` is a single string, or holds something else than strings.
         ValueError: ``texts`` missing or empty, a vocab_size out of range, a tokenizer that cannot be loaded.
     """
+    specials = ENCODER_TOKENS if encoder else CAUSAL_TOKENS
     if kind == "byte":
-        return _byte_tokenizer(vocab_size)
+        return _byte_tokenizer(vocab_size, specials)
     if kind not in ("char", "bpe"):
-        return _pretrained_tokenizer(kind, vocab_size)
+        return _pretrained_tokenizer(kind, vocab_size, encoder)
     if texts is None:
         raise ValueError(f"kind={kind!r} is learnt from a corpus: give texts, e.g. load_corpus('stdlib').train.")
     texts = _bounded_texts(texts, max_bytes)
     first = next(texts, None)
     if first is None:
         raise ValueError(f"texts is empty; kind={kind!r} needs at least one document to learn from.")
-    return {"char": _char_tokenizer, "bpe": _bpe_tokenizer}[kind](chain([first], texts), vocab_size)
+    return {"char": _char_tokenizer, "bpe": _bpe_tokenizer}[kind](chain([first], texts), vocab_size, specials)
 
 
 def tokenize_corpus(
@@ -105,7 +113,7 @@ def tokenize_corpus(
     }
     if isinstance(dataset, Dataset):
         options |= {"num_proc": num_proc, "desc": "Tokenizing"}
-        options |= {"new_fingerprint": _fingerprint(dataset, tokenizer, text_column)}
+        options |= {"new_fingerprint": corpus_fingerprint(dataset, tokenizer, text_column)}
     function = partial(_document_ids, tokenizer=tokenizer, text_column=text_column)
     return dataset.select_columns([text_column]).map(function, **options)
 
@@ -113,17 +121,22 @@ def tokenize_corpus(
 def _document_ids(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, text_column: str
 ) -> dict[str, list[list[int]]]:
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(
-                f"column {text_column!r} must hold strings, got {type(text).__name__}; filter such rows out."
-            )
+    require_strings(texts, text_column)
     encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
     eos = tokenizer.eos_token_id
     return {"input_ids": [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]}
 
 
-def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str) -> str | None:
+def require_strings(texts: Iterable, text_column: str) -> None:
+    """Refuses documents that are no strings with a TypeError that names the column."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(
+                f"column {text_column!r} must hold strings, got {type(text).__name__}; filter such rows out."
+            )
+
+
+def corpus_fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, text_column: str) -> str | None:
     """What the ids depend on, as a hash; None (`datasets` then hashes the function) for a tokenizer of another backend."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
@@ -136,16 +149,16 @@ def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, text_colu
 # ------------------------------------------------------------------------------------------------------------- kinds
 
 
-def _byte_tokenizer(vocab_size: int | None) -> PreTrainedTokenizerFast:
-    if vocab_size not in (None, BYTE_VOCAB_SIZE):
+def _byte_tokenizer(vocab_size: int | None, specials: dict[str, str]) -> PreTrainedTokenizerFast:
+    if vocab_size not in (None, 256 + len(specials)):
         raise ValueError(
-            f"vocab_size={vocab_size} does not fit kind='byte', which has {BYTE_VOCAB_SIZE} tokens; leave it out or take 'bpe'."
+            f"vocab_size={vocab_size} does not fit kind='byte', which has {256 + len(specials)} tokens; leave it out or take 'bpe'."
         )
     vocab = {character: byte for byte, character in enumerate(_byte_characters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _wrapped(tokenizer)
+    return _wrapped(tokenizer, specials)
 
 
 def _byte_characters() -> list[str]:
@@ -155,28 +168,27 @@ def _byte_characters() -> list[str]:
     return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
-def _char_tokenizer(texts: Iterator[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+def _char_tokenizer(texts: Iterator[str], vocab_size: int | None, specials: dict[str, str]) -> PreTrainedTokenizerFast:
     counts = Counter()
     for text in texts:
         counts.update(text)
-    specials = [UNK, EOS, PAD]
-    if vocab_size is not None and vocab_size <= len(specials):
-        raise ValueError(
-            f"vocab_size must exceed the {len(specials)} special tokens for kind='char', got {vocab_size}."
-        )
-    room = None if vocab_size is None else vocab_size - len(specials)
+    names = [UNK, *specials.values()]
+    if vocab_size is not None and vocab_size <= len(names):
+        raise ValueError(f"vocab_size must exceed the {len(names)} special tokens for kind='char', got {vocab_size}.")
+    room = None if vocab_size is None else vocab_size - len(names)
     frequent = sorted(counts, key=lambda character: (-counts[character], character))[:room]
-    vocab = {token: index for index, token in enumerate([*sorted(frequent), *specials])}
+    vocab = {token: index for index, token in enumerate([*sorted(frequent), *names])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNK))
     tokenizer.decoder = decoders.Fuse()
-    return _wrapped(tokenizer, unk_token=UNK)
+    return _wrapped(tokenizer, {"unk_token": UNK, **specials})
 
 
-def _bpe_tokenizer(texts: Iterator[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+def _bpe_tokenizer(texts: Iterator[str], vocab_size: int | None, specials: dict[str, str]) -> PreTrainedTokenizerFast:
     vocab_size = BPE_VOCAB_SIZE if vocab_size is None else vocab_size
-    if vocab_size < BYTE_VOCAB_SIZE:
+    if vocab_size < 256 + len(specials):
         raise ValueError(
-            f"vocab_size must be at least {BYTE_VOCAB_SIZE} for kind='bpe' (256 bytes and 2 special tokens), got {vocab_size}."
+            f"vocab_size must be at least {256 + len(specials)} for kind='bpe' (256 bytes and {len(specials)} special tokens), "
+            f"got {vocab_size}."
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
@@ -184,28 +196,41 @@ def _bpe_tokenizer(texts: Iterator[str], vocab_size: int | None) -> PreTrainedTo
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[EOS, PAD],
+        special_tokens=[*specials.values()],
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=logging.is_progress_bar_enabled() and sys.stderr.isatty(),  # else it prints blank lines
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         logger.warning(f"The corpus gives {tokenizer.get_vocab_size()} of the {vocab_size} tokens asked for.")
-    return _wrapped(tokenizer)
+    return _wrapped(tokenizer, specials)
 
 
-def _wrapped(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
-    """``tokenizer`` with eos and padding as a transformers tokenizer that changes nothing in a text."""
-    special_tokens |= {"eos_token": EOS, "pad_token": PAD}
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in special_tokens.values()]
-    )
+def _wrapped(tokenizer: Tokenizer, specials: dict[str, str]) -> PreTrainedTokenizerFast:
+    """``tokenizer`` with its special tokens as a transformers tokenizer that changes nothing in a text.
+
+    One for an encoder frames texts by [CLS] and [SEP], and reads their names inside a text as the tokens.
+    """
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials.values()])
+    encoder = "cls_token" in specials
+    if encoder:
+        frame = [specials["cls_token"], specials["sep_token"]]
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{frame[0]} $A {frame[1]}",
+            pair=f"{frame[0]} $A {frame[1]} $B:1 {frame[1]}:1",
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in frame],
+        )
+    types = ["token_type_ids"] if encoder else []  # of the second text of a pair
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, split_special_tokens=True, **special_tokens
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=not encoder,
+        model_input_names=["input_ids", *types, "attention_mask"],
+        **specials,
     )
 
 
-def _pretrained_tokenizer(kind: str, vocab_size: int | None) -> PreTrainedTokenizerBase:
+def _pretrained_tokenizer(kind: str, vocab_size: int | None, encoder: bool) -> PreTrainedTokenizerBase:
     if vocab_size is not None:
         raise ValueError(
             f"vocab_size={vocab_size} cannot be given for the pretrained tokenizer {kind!r}; leave it out."
@@ -218,6 +243,12 @@ def _pretrained_tokenizer(kind: str, vocab_size: int | None) -> PreTrainedTokeni
         raise ValueError(
             f"kind={kind!r} is none of 'byte', 'char', 'bpe', and no pretrained tokenizer could be loaded from it.{hint} ({error})"
         ) from error
+    if encoder:
+        if missing := [name for name in ENCODER_TOKENS if getattr(tokenizer, name) is None]:
+            raise ValueError(
+                f"The tokenizer {kind!r} has no {', '.join(missing)}, which a masked language model needs."
+            )
+        return tokenizer
     if tokenizer.eos_token is None:
         if tokenizer.sep_token is None:
             raise ValueError(f"The tokenizer {kind!r} has no eos_token to end documents with; set one and save it.")

@@ -1,20 +1,30 @@
 """From whatever dataset a user has to rows of token ids."""
 
+from collections.abc import Callable
+
 import datasets
 from transformers import AutoTokenizer
 
 from .packing import iter_packed_rows, pack_rows
+from .resumable_stream import rank_part
 from .tokenization import tokenize_corpus
 
 
-def training_and_evaluation_rows(train_dataset, eval_dataset, tokenizer, args) -> tuple:
-    """Both datasets of a trainer through `training_rows`, the main process first; ``eval_dataset`` may be a dict of datasets."""
+def training_and_evaluation_rows(
+    train_dataset, eval_dataset, tokenizer, args, make_training_rows=None, make_evaluation_rows=None
+) -> tuple:
+    """Both datasets of a trainer through `training_rows`, the main process first; ``eval_dataset`` may be a dict of datasets.
+
+    Of a stream to train on each process gets its own part, see `resumable_stream`.
+    """
+    if isinstance(train_dataset, datasets.IterableDataset):
+        train_dataset = rank_part(train_dataset, args.process_index, args.world_size)
     with args.main_process_first(desc="tokenising and packing"):
-        train_rows = training_rows(train_dataset, tokenizer, args, "train_dataset")
+        train_rows = training_rows(train_dataset, tokenizer, args, "train_dataset", make_training_rows)
         if not isinstance(eval_dataset, dict):
-            return train_rows, training_rows(eval_dataset, tokenizer, args, "eval_dataset")
+            return train_rows, training_rows(eval_dataset, tokenizer, args, "eval_dataset", make_evaluation_rows)
         return train_rows, {
-            name: training_rows(rows, tokenizer, args, f'eval_dataset["{name}"]')
+            name: training_rows(rows, tokenizer, args, f'eval_dataset["{name}"]', make_evaluation_rows)
             for name, rows in eval_dataset.items()
         }
 
@@ -27,7 +37,7 @@ def saved_tokenizer(path: str):
         return None
 
 
-def training_rows(dataset, tokenizer, args, name: str):
+def training_rows(dataset, tokenizer, args, name: str, make_rows: Callable | None = None):
     """``dataset`` with a column of token ids: as it is when it has ``input_ids``, else tokenised and packed from its text.
 
     Args:
@@ -35,6 +45,8 @@ def training_rows(dataset, tokenizer, args, name: str):
         tokenizer: needed for text.
         args: ``text_column``, ``max_length``, ``packing``, ``packing_strategy``, ``reset_position_ids``, ``seed``.
         name: of the argument, for messages.
+        make_rows: ``(dataset, tokenizer, args) -> rows`` of a dataset of text; None = packed, or one document each, as ``args``
+            say.
 
     Raises:
         ValueError: no rows, neither ids nor text, or text without a tokenizer.
@@ -54,9 +66,11 @@ def training_rows(dataset, tokenizer, args, name: str):
         )
     if tokenizer is None:
         raise ValueError(f'{name} holds text (column "{args.text_column}"); pass the tokenizer as processing_class=.')
-    rows = _packed_rows(dataset, tokenizer, args) if args.packing else _document_rows(dataset, tokenizer, args)
+    if make_rows is None:
+        make_rows = _packed_rows if args.packing else _document_rows
+    rows = make_rows(dataset, tokenizer, args)
     if isinstance(rows, datasets.Dataset) and len(rows) == 0:
-        raise ValueError(f"{name} has no document of two tokens or more among its {len(dataset)} texts.")
+        raise ValueError(f"{name} gives no rows: no document long enough for one among its {len(dataset)} texts.")
     return rows
 
 

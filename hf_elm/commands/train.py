@@ -51,7 +51,7 @@ def resolve_settings(arguments: list[str], command: str, default_recipe: str | N
     Raises:
         ValueError, FileNotFoundError: unknown keys, wrong types, more than one recipe, no such recipe.
     """
-    schema = training_schema(named_family(arguments))
+    schema = training_schema(named_family(arguments), named(arguments, "objective"))
     positionals, given = split_arguments(arguments, schema)
     if len(positionals) > 1:
         raise ValueError(f"one recipe at most, got {' and '.join(positionals)}. Settings are written key=value.")
@@ -63,14 +63,19 @@ def resolve_settings(arguments: list[str], command: str, default_recipe: str | N
 
 def named_family(arguments: list[str]) -> str:
     """The family on the command line or in the recipe; it decides which other keys are valid."""
+    return named(arguments, "family") or DEFAULT_FAMILY
+
+
+def named(arguments: list[str], key: str) -> str | None:
+    """The value of ``key`` on the command line or in the recipe, read before the valid keys are known."""
     for argument, following in itertools.pairwise([*arguments, ""]):
         name, _, value = argument.removeprefix("--").partition("=")
-        if name == "family":
-            return value or following
+        if name == key:
+            return None if (value or following).lower() in ("null", "none") else value or following
     for argument in arguments:
         with contextlib.suppress(FileNotFoundError, AttributeError, yaml.YAMLError, UnicodeDecodeError):
-            return yaml.safe_load(find_recipe(argument).read_text(encoding="utf-8")).get("family") or DEFAULT_FAMILY
-    return DEFAULT_FAMILY
+            return yaml.safe_load(find_recipe(argument).read_text(encoding="utf-8")).get(key)
+    return None
 
 
 def _defaults(schema, name):

@@ -52,6 +52,7 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_m2_bert.M2BertForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_m2_bert.M2BertForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_m2_bert.M2BertForQuestionAnswering",
+    "AutoModelForTextEncoding": "modeling_m2_bert.M2BertForSentenceEmbedding",  # AutoModel is the encoder itself
 }
 
 
@@ -355,7 +356,11 @@ class M2BertForQuestionAnswering(M2BertPreTrainedModel):
 
 
 class M2BertForSentenceEmbedding(M2BertPreTrainedModel):
-    """One vector per text: the pooler's output, its first ``truncate_dim`` dimensions, of unit length if configured."""
+    """One vector per text: the pooler's output, its first ``truncate_dim`` dimensions, of unit length if configured.
+
+    AutoModelForTextEncoding loads it; AutoModel loads the encoder alone, whose ``pooler_output`` is the vector before it is cut
+    and normalised.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^classifier\.", r"^qa_outputs\."]
 
@@ -420,3 +425,4 @@ M2BertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 M2BertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 M2BertForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
 M2BertForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
+M2BertForSentenceEmbedding.register_for_auto_class("AutoModelForTextEncoding")

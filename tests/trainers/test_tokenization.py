@@ -156,3 +156,37 @@ def test_documents_that_cannot_be_tokenised(tokenizers):
     backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(ValueError, match="no eos_token"):
         tokenize_corpus(Dataset.from_dict({"text": ["a"]}), PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("byte", 260), ("char", None), ("bpe", 400)])
+def test_tokenizers_of_encoders_frame_texts_and_know_their_tokens(kind, size, tmp_path):
+    tokenizer = build_tokenizer(kind, [*TEXTS, AWKWARD], size if kind == "bpe" else None, encoder=True)
+    assert size is None or len(tokenizer) == size
+    names = ("pad_token", "cls_token", "sep_token", "mask_token")
+    assert [getattr(tokenizer, name) for name in names] == ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    assert tokenizer.eos_token is None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, AWKWARD, ""]:
+        ids = tokenizer(text)["input_ids"]
+        assert loaded(text)["input_ids"] == ids
+        assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert loaded.decode(ids[1:-1]) == loaded.decode(ids, skip_special_tokens=True) == text
+    pair = loaded("a", "b")
+    assert pair["token_type_ids"] == [0, 0, 0, 1, 1]
+    assert loaded("a[MASK]b")["input_ids"].count(loaded.mask_token_id) == 1
+    assert loaded("a[MASK]b", split_special_tokens=True)["input_ids"].count(loaded.mask_token_id) == 0
+    if kind == "byte":
+        assert tokenizer("a[PAD]")["input_ids"] == [257, 97, 256, 258]
+
+
+def test_a_pretrained_tokenizer_of_an_encoder_must_have_its_tokens(tmp_path):
+    build_tokenizer("byte", encoder=True).save_pretrained(tmp_path / "encoder")
+    build_tokenizer("byte").save_pretrained(tmp_path / "causal")
+    assert build_tokenizer(str(tmp_path / "encoder"), encoder=True).eos_token is None
+    with pytest.raises(ValueError, match="has no cls_token, sep_token, mask_token"):
+        build_tokenizer(str(tmp_path / "causal"), encoder=True)
+    with pytest.raises(ValueError, match="at least 260"):
+        build_tokenizer("bpe", TEXTS, 259, encoder=True)
+    with pytest.raises(ValueError, match="which has 260"):
+        build_tokenizer("byte", None, 258, encoder=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, pipeline
 from hf_elm.modeling.m2_bert import (
     M2BertForMaskedLM,
     M2BertForQuestionAnswering,
+    M2BertForSentenceEmbedding,
     M2BertForSequenceClassification,
     M2BertForTokenClassification,
     M2BertModel,
@@ -61,6 +62,7 @@ CLASSES = {
     "AutoModelForSequenceClassification": M2BertForSequenceClassification,
     "AutoModelForTokenClassification": M2BertForTokenClassification,
     "AutoModelForQuestionAnswering": M2BertForQuestionAnswering,
+    "AutoModelForTextEncoding": M2BertForSentenceEmbedding,
 }
 
 
