@@ -29,6 +29,7 @@ CHOICES = {
     "refinement_loss": ("mean", "last"),
     "contrastive_type": ("cd", "pcd", "fast_pcd"),
     "use_soft_tokens": (False, True, "published"),
+    "energy_power": (1, 2),
     "norm_type": ("layernorm", "rmsnorm"),
     "position_type": ("learned", "rope"),
 }
@@ -52,8 +53,12 @@ class NanoEBMConfig(PreTrainedConfig):
         freeze_lm: train the energy only; needs ``text_config``.
         energy_type: ``"free_energy"`` (non-linear units and an associative memory, concave in the expected embedding) or
             ``"linear"`` (as published).
-        energy_units: non-linear units; None = 4 * hidden_size, 0 = none.
+        energy_units: non-linear units; None = 3/2 hidden_size, or 4 * hidden_size without ``energy_context``; 0 = none.
         energy_heads: heads of the associative memory; None = num_attention_heads, 0 = no memory.
+        energy_context: last tokens that the units see beside the state; the memory's keys then have their token in them. None =
+            3, or 0 where there is no memory, which keeps them.
+        energy_power: q of the units' response relu^q: 1 or 2.
+        energy_feedback: s > 0, how far both terms answer to the candidate; the smaller, the more the first step does alone.
         geometry: ``"mirror"`` (natural gradient; provably descends) or ``"logits"`` (gradient in the logits, as published).
         grad_reduction: ``"none"`` (each position moves on its own) or ``"mean"`` (the energy is averaged over the batch, as
             published, so that steps shrink as the batch grows).
@@ -114,6 +119,9 @@ class NanoEBMConfig(PreTrainedConfig):
         energy_type: str = "free_energy",
         energy_units: int | None = None,
         energy_heads: int | None = None,
+        energy_context: int | None = None,
+        energy_power: int = 2,
+        energy_feedback: float = 0.1,
         geometry: str = "mirror",
         grad_reduction: str = "none",
         mixture_stopgrad: bool = True,
@@ -128,7 +136,7 @@ class NanoEBMConfig(PreTrainedConfig):
         langevin_noise: float = 0.0,
         use_soft_tokens: bool | str = False,
         refinement_loss: str = "mean",
-        aux_ce_weight: float = 0.3,
+        aux_ce_weight: float = 0.5,
         use_contrastive: bool = False,
         contrastive_type: str = "cd",
         contrastive_k: int = 1,
@@ -148,8 +156,11 @@ class NanoEBMConfig(PreTrainedConfig):
         if self.text_config is not None:
             self._copy_sizes()
         self.intermediate_size = 4 * self.hidden_size if intermediate_size is None else intermediate_size
-        self.energy_units = 4 * self.hidden_size if energy_units is None else energy_units
         self.energy_heads = self.num_attention_heads if energy_heads is None else energy_heads
+        if energy_context is None:
+            self.energy_context = 3 if self.energy_heads else 0
+        if energy_units is None:
+            self.energy_units = 3 * self.hidden_size // 2 if self.energy_context else 4 * self.hidden_size
         self._check_fields()
         kwargs.setdefault("tie_word_embeddings", False)
         if self.text_config is not None:
@@ -187,13 +198,15 @@ class NanoEBMConfig(PreTrainedConfig):
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                      "max_position_embeddings", "contrastive_k", "n_persistent"):  # fmt: skip
             check_field(name, getattr(self, name), _is_int, 1, "an integer of at least 1")
-        for name in ("energy_units", "energy_heads", "think_steps"):
+        for name in ("energy_units", "energy_heads", "energy_context", "think_steps"):
             check_field(name, getattr(self, name), _is_int, 0, "an integer, 0 for none")
         for name in ("entropy_weight", "think_max_move", "think_tolerance", "langevin_noise", "contrastive_weight",
                      "langevin_noise_scale", "info_nce_weight"):  # fmt: skip
             check_field(name, getattr(self, name), _is_number, 0, "zero or positive")
         rules = {
             "softmax_temperature": (self.softmax_temperature > 0, "positive"),
+            "energy_context": (self.energy_heads > 0 or not self.energy_context, "0 without memory (energy_heads=0)"),
+            "energy_feedback": (_is_number(self.energy_feedback) and self.energy_feedback > 0, "positive"),
             "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
             "aux_ce_weight": (0 <= self.aux_ce_weight <= 1, "in [0, 1]"),
             "chain_momentum": (0 <= self.chain_momentum < 1, "in [0, 1)"),

@@ -5,7 +5,8 @@
 
 * The free energy is concave in the expected embedding: every step with alpha in (0, 1] lowers it at every position, whatever
   the weights; its gradient has a closed form, so that training needs first derivatives only.
-* Non-linear units and an associative memory of (state, next token) pairs make it more than a sharpening of system 1.
+* Non-linear units, which see the last tokens beside the state, and an associative memory of (state, next token) pairs make it
+  more than a sharpening of system 1.
 * Trunk: a small GPT, or any causal LM (`attach_refinement`).
 * Generation keeps keys, values and memories in the cache and refines the last position only; best-of-N by energy.
 * Contrastive divergence (plain, persistent, with momentum), soft tokens, top-k thinking, per-position early stop.
@@ -30,7 +31,7 @@ from transformers.utils import can_return_tuple
 from .attention_layout import attention_layout
 from .configuration_nano_ebm import NanoEBMConfig
 from .contrastive import LangevinChain, NegativeChains, contrastive_divergence, in_batch_info_nce, sample_negatives
-from .free_energy import FreeEnergyField, FreeEnergyTerms, Objective, linear_field
+from .free_energy import FreeEnergyField, FreeEnergyTerms, Objective, effective_weight, linear_field
 from .input_checks import check_inputs, check_positions
 from .language_model_trunk import check_causal_lm, language_model_states, open_causal_lm
 from .refinement import Refinement, StepRule, StepSizes, refine
@@ -90,7 +91,7 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
 
     def __init__(self, config: NanoEBMConfig, lm: PreTrainedModel | None = None):
         super().__init__(config)
-        self.trunk = self.lm = self.energy_head = None
+        self.trunk = self.lm = self.energy_head = self.energy = self.chains = None
         if config.text_config is None:
             self.trunk = Trunk(config)
             self.energy_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -99,13 +100,12 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
         else:
             self.lm = AutoModelForCausalLM.from_config(config.text_config) if lm is None else lm
             config.text_config = self.lm.config
-        self.energy = None
         if config.energy_type == "free_energy":
             self.energy = FreeEnergyTerms(
-                config.hidden_size, config.energy_units, config.energy_heads, start_at_zero=self.lm is not None
-            )
+                config.hidden_size, config.energy_units, config.energy_heads, self.lm is not None,
+                config.energy_context, config.energy_power, config.energy_feedback,
+            )  # fmt: skip
         self.step_sizes = StepSizes(config.think_steps, config.think_lr, config.geometry, config.think_lr_learnable)
-        self.chains = None
         if config.use_contrastive and config.contrastive_type != "cd":
             momentum, restarts = (0.0, 0.0)
             if config.contrastive_type == "fast_pcd":
@@ -224,18 +224,21 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
         Raises:
             ValueError, TypeError: a tensor of the wrong shape, dtype or range; an option out of range.
         """
-        options = thinking_options(
-            self.config, use_thinking, think_steps, think_lr, think_topk, think_max_move, think_tolerance,
-            think_samples, langevin_noise,
+        options = self._thinking_options(
+            use_thinking, think_steps, think_lr, think_topk, think_max_move, think_tolerance, think_samples, langevin_noise,
         )  # fmt: skip
-        check_inputs(self, input_ids, labels, logits_to_keep, options.topk)
-        context = self._context(
-            input_ids, attention_mask, position_ids, segment_ids, past_key_values, use_cache, logits_to_keep,
-            output_hidden_states,
-        )  # fmt: skip
+        step, absent = self._token_step, (attention_mask, position_ids, segment_ids, labels, output_hidden_states)
+        if step is not None and step.fits(input_ids, past_key_values, *absent):
+            context, field = step(input_ids, past_key_values)
+        else:
+            check_inputs(self, input_ids, labels, logits_to_keep, options.topk)
+            context = self._context(
+                input_ids, attention_mask, position_ids, segment_ids, past_key_values, use_cache, logits_to_keep,
+                output_hidden_states,
+            )  # fmt: skip
+            field = self._field(context)
         if output_energies is None:
             output_energies = labels is None and context.cache is None
-        field = self._field(context)
         start = field.start()
         objective = self._objective(start, options.topk)
         result = self._refined(context, field, start, objective, options, generator, output_energies)
@@ -285,7 +288,7 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
             )
         memories = None
         if self.energy is not None and self.energy.memory_key is not None:
-            memories = self.energy.memories(states[-1], F.embedding(input_ids, self.readout().weight))
+            memories = self.energy.memories(states[-1], F.embedding(input_ids, effective_weight(self.readout())))
             if cache is not None:
                 memories = cache.update(*memories, self._memory_layer(cache))
         kept = slice(-logits_to_keep or None, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -309,7 +312,8 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
 
     def _memory_layer(self, cache, offset=0):
         """Index of the cache layer after the trunk's, made if need be; ``offset`` layers further."""
-        index = self.config.get_text_config().num_hidden_layers + offset
+        layers = self.config.get_text_config().num_hidden_layers if self.trunk is None else len(self.trunk.blocks)
+        index = layers + offset
         while len(cache.layers) <= index:
             cache.layers.append(DynamicLayer())
         return index
@@ -320,7 +324,8 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
         if self.energy is None:
             return linear_field(hidden, self.readout())
         mask, is_causal = context.layout.memory_queries(context.kept)
-        return self.energy.field(hidden, context.memories, mask, is_causal, self.readout())
+        recent = self.energy.recent(context.memories, context.layout, context.kept)
+        return self.energy.field(hidden, context.memories, mask, is_causal, self.readout(), recent)
 
     def _objective(self, start, topk):
         candidates = None
@@ -333,7 +338,16 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
 
     # --------------------------------------------------------------------------------------------------- thinking
 
+    def _thinking_options(self, *given) -> ThinkingOptions:
+        """`thinking_options`, once for all tokens of one `generate`."""
+        known = {} if self._token_step is None else self._token_step.thinking
+        if given not in known:
+            known[given] = thinking_options(self.config, *given)
+        return known[given]
+
     def _refined(self, context, field, start, objective, options: ThinkingOptions, generator, output_energies):
+        if not options.steps and not output_energies:
+            return Refinement([start])
         rule = self._step_rule(context, options, generator)
         if options.samples > 1:
             return self._best_refinement(field, start, objective, rule, options)
@@ -345,12 +359,16 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
         objective = self._objective(field.start(), options.topk)
         move = self._soft_move(whole, objective, rule)
         result = refine(field, field.start(), objective, rule, move, output_energies)
-        return Refinement(*([value[:, context.kept] for value in part] for part in (result.logits, result.energies)))
+        return Refinement(*([value[:, context.kept] for value in part] for part in (result.path, result.energies)))
 
     def _step_rule(self, context, options, generator):
-        step_sizes = self.step_sizes()
-        if options.step_size is not None:
-            step_sizes = torch.full_like(step_sizes[:1], options.step_size)
+        known = {} if self._token_step is None else self._token_step.thinking
+        if options.step_size not in known:
+            step_sizes = self.step_sizes()
+            if options.step_size is not None:
+                step_sizes = torch.full_like(step_sizes[:1], options.step_size)
+            known[options.step_size] = step_sizes
+        step_sizes = known[options.step_size]
         together = self.config.grad_reduction == "mean"
         return StepRule(
             step_sizes, options.steps, mirror=self.config.geometry == "mirror",
@@ -369,7 +387,7 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
         fed_back = FedBackTrunk(self.trunk, context.embeds, context.layout, context.cache, first)
 
         def move(logits, index, alpha):
-            expected = self._field(context).embed(objective.log_probs(logits).exp())
+            expected = self._field(context).embed(objective.probs(logits))
             return rule.move(self._field(context, fed_back.hidden(index, expected)), objective, logits, alpha)
 
         return move
@@ -392,7 +410,7 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
             index = best if values.ndim == 3 else best.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])
             return values.gather(1, index).squeeze(1)
 
-        return Refinement(list(map(chosen, result.logits)), list(map(chosen, result.energies)))
+        return Refinement(list(map(chosen, result.path)), list(map(chosen, result.energies)))
 
     def _add_predictions(self, out, context, objective, result, output_energies, output_trajectory):
         temperature = self.config.softmax_temperature
@@ -403,9 +421,9 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
                 return logits
             return logits.masked_fill(~objective.candidates, -torch.inf)
 
-        start = result.logits[0]
+        start = result.path[0]
         out.s1_logits = start / temperature if temperature != 1 else start
-        out.logits = shown(result.logits[-1])
+        out.logits = shown(result.last)
         if output_energies:
             out.energies = torch.stack(result.energies)
         if output_trajectory:
@@ -415,21 +433,20 @@ class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, Generatio
 
     def _add_losses(self, out, field, objective, result, targets, num_items, generator):
         config, temperature = self.config, self.config.softmax_temperature
-        out.nll_s1 = mean_nll(result.logits[0] / temperature, targets, num_items)
+        out.nll_s1, *steps = (mean_nll(logits / temperature, targets, num_items) for logits in result.path)
         out.loss = out.nll_s1
-        if len(result.logits) > 1:
-            steps = [mean_nll(logits / temperature, targets, num_items) for logits in result.logits[1:]]
+        if steps:
             out.nll_s2 = steps[-1]
             refined = steps[-1] if config.refinement_loss == "last" else torch.stack(steps).mean()
             out.loss = (1 - config.aux_ce_weight) * refined + config.aux_ce_weight * out.nll_s1
         out.target_mask = counted = targets != -100
         if config.use_contrastive:
             out.contrastive_loss = self._contrastive_loss(
-                field, objective, result.logits[0], targets, counted, num_items, generator
+                field, objective, result.path[0], targets, counted, num_items, generator
             )
             out.loss = out.loss + config.contrastive_weight * out.contrastive_loss
         if config.info_nce_weight:
-            values = in_batch_info_nce(result.logits[-1] / temperature, targets.clamp(min=0), counted)
+            values = in_batch_info_nce(result.path[-1] / temperature, targets.clamp(min=0), counted)
             out.info_nce_loss = masked_mean(values, counted, num_items)
             out.loss = out.loss + config.info_nce_weight * out.info_nce_loss
 

@@ -58,10 +58,6 @@ class StepRule:
     noise: float | Tensor = 0.0
     generator: torch.Generator | None = None
 
-    def step_size(self, index: int) -> Tensor:
-        """alpha of step ``index``, scalar."""
-        return self.step_sizes[min(index, len(self.step_sizes) - 1)]
-
     def with_noise(self, logits: Tensor, alpha: Tensor) -> Tensor:
         """z + sqrt(2 alpha T) xi."""
         if not torch.is_tensor(self.noise) and self.noise == 0:
@@ -69,6 +65,12 @@ class StepRule:
         scale = (2 * alpha.detach() * self.noise) ** 0.5
         xi = torch.randn(logits.shape, generator=self.generator, device=logits.device, dtype=logits.dtype)
         return logits + scale * xi
+
+    def advance(self, energy_field: FreeEnergyField, objective: Objective, logits: Tensor, alpha: Tensor) -> Tensor:
+        """z after one step, ``(batch, query, vocab)``."""
+        if self.mirror:
+            return torch.lerp(logits, objective.mirror_end(energy_field, logits), alpha)
+        return logits + self.move(energy_field, objective, logits, alpha)
 
     def move(self, energy_field: FreeEnergyField, objective: Objective, logits: Tensor, alpha: Tensor) -> Tensor:
         """The change of z by one step, ``(batch, query, vocab)``."""
@@ -82,13 +84,23 @@ class Refinement:
     """Result of `refine`.
 
     Attributes:
-        logits: z at the start and after each step, each ``(batch, query, vocab)``; the start is as it was, the others are
-            centred.
+        path: z at the start and after each step, each ``(batch, query, vocab)``, up to a constant over the vocabulary, on which
+            neither probabilities nor energies depend.
         energies: objective of each of them, ``(batch, query)``; empty unless asked for or needed.
     """
 
-    logits: list[Tensor] = field(default_factory=list)
+    path: list[Tensor] = field(default_factory=list)
     energies: list[Tensor] = field(default_factory=list)
+
+    @property
+    def logits(self) -> list[Tensor]:
+        """The path centred, but for the start, which is as it was."""
+        return [self.path[0], *map(centre, self.path[1:])]
+
+    @property
+    def last(self) -> Tensor:
+        """The end of `logits`."""
+        return centre(self.path[-1]) if len(self.path) > 1 else self.path[0]
 
 
 def refine(
@@ -107,22 +119,28 @@ def refine(
         output_energies: compute the energies; they are measured in ``energy_field``.
     """
     wants_energies = output_energies or rule.tolerance > 0
+    energy_field = energy_field.prepared()
     result = Refinement([start])
     if wants_energies:
         result.energies.append(objective.energy(energy_field, start))
-    active = torch.ones_like(start[..., :1], dtype=torch.bool)
-    calm = torch.zeros((), dtype=torch.long, device=start.device)
-    origin, logits = centre(start), start
+    active = calm = None
+    if rule.tolerance:
+        active = torch.ones_like(start[..., :1], dtype=torch.bool)
+        calm = torch.zeros((), dtype=torch.long, device=start.device)
+    origin = centre(start) if rule.max_move else None
+    step_sizes, logits = rule.step_sizes.to(start.dtype).unbind(), start
     for index in range(rule.steps):
-        alpha = rule.step_size(index).to(start.dtype)
+        alpha = step_sizes[min(index, len(step_sizes) - 1)]
         before = rule.with_noise(logits, alpha)
-        move = rule.move(energy_field, objective, before, alpha) if move_at is None else move_at(before, index, alpha)
-        proposal = centre(before + move)
+        if move_at is None:
+            proposal = rule.advance(energy_field, objective, before, alpha)
+        else:
+            proposal = before + move_at(before, index, alpha)
         if rule.max_move:
             base = centre(before)
-            proposal = _shortened(base, proposal - base, origin, rule.max_move, objective.candidates)
+            proposal = _shortened(base, centre(proposal) - base, origin, rule.max_move, objective.candidates)
         logits = torch.where(active, proposal, logits) if rule.tolerance else proposal
-        result.logits.append(logits)
+        result.path.append(logits)
         if wants_energies:
             result.energies.append(objective.energy(energy_field, logits))
         if rule.tolerance:

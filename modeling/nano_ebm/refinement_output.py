@@ -1,5 +1,6 @@
 """What `NanoEBMForRefinement` returns, and what one of its forward passes knows before thinking."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,6 +42,12 @@ class NanoEBMOutput(ModelOutput):
     target_mask: Tensor | None = None
     past_key_values: object | None = None
     hidden_states: tuple | None = None
+
+    def __setattr__(self, name, value):
+        # as ModelOutput's, which collects all names anew at each assignment: a noticeable part of a generated token
+        if value is not None and name in self.__dataclass_fields__:
+            OrderedDict.__setitem__(self, name, value)
+        object.__setattr__(self, name, value)
 
 
 @dataclass

@@ -45,7 +45,10 @@ def published_soft_move(model, layout, objective, rule, logits: Tensor, alpha: T
     """
     training = torch.is_grad_enabled() and model.training
     outside = contextlib.nullcontext() if not torch.is_inference_mode_enabled() else torch.inference_mode(False)
-    with outside, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fast kernels have no second derivative
+    kernel = (
+        sdpa_kernel(SDPBackend.MATH) if training else contextlib.nullcontext()
+    )  # fast ones have no second derivative
+    with outside, torch.enable_grad(), kernel:
         z = logits if training and logits.requires_grad else logits.clone().requires_grad_()
         probs = objective.log_probs(z).exp()
         soft = probs.to(model.trunk.token_embedding.weight.dtype) @ model.trunk.token_embedding.weight

@@ -1,5 +1,10 @@
 """`generate` with thinking: refinement options as fields of the generation config, and a check of the prompt's length."""
 
+import torch
+
+from .token_step import TokenStep
+
+
 DEFAULTS = {  # field of the generation config -> value; None = the model's own configuration
     "use_thinking": None,
     "think_steps": None,
@@ -18,6 +23,8 @@ class ThinkingGeneration:
     Only the last position is refined at each step; the earlier ones keep the states, keys and memories they had.
     """
 
+    _token_step: TokenStep | None = None  # while `generate` runs
+
     def set_thinking_defaults(self) -> None:
         """Gives ``generation_config`` the fields of thinking where it lacks them."""
         self.generation_config._from_model_config = False  # True would drop these fields when the saved file is read
@@ -29,6 +36,7 @@ class ThinkingGeneration:
         super().adjust_generation_fn(*args, **kwargs)  # replaces generation_config by the loaded one
         self.set_thinking_defaults()
 
+    @torch.no_grad()
     def generate(self, *args, **kwargs):
         """`GenerationMixin.generate`, every token predicted by refinement.
 
@@ -40,7 +48,11 @@ class ThinkingGeneration:
         Raises:
             ValueError: a field out of range; prompt and new tokens exceed the positions; a cache that cannot hold memories.
         """
-        return super().generate(*args, **kwargs)
+        self._token_step = TokenStep(self) if TokenStep.serves(self) else None
+        try:
+            return super().generate(*args, **kwargs)
+        finally:
+            self._token_step = None  # weights may change from here on
 
     def _prepare_generation_config(self, generation_config=None, **kwargs):
         self.set_thinking_defaults()
@@ -48,6 +60,28 @@ class ThinkingGeneration:
         for name in DEFAULTS:
             model_kwargs[name] = getattr(generation_config, name, None)
         return generation_config, model_kwargs
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs):
+        if is_first_iteration or not kwargs.get("use_cache") or kwargs.get("position_ids") is not None:
+            return super().prepare_inputs_for_generation(
+                input_ids, next_sequence_length, is_first_iteration=is_first_iteration, **kwargs
+            )
+        # one more token: what transformers' own method, which looks through signatures, would return
+        new_ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+        device = self.get_input_embeddings().weight.device
+        return {**kwargs, "input_ids": new_ids if new_ids.device == device else new_ids.to(device)}
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, is_encoder_decoder=False, num_new_tokens=1):
+        step = self._token_step
+        if step is not None and step.unpadded is None:
+            step.unpadded = _counts_every_token(model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"))
+        if step is not None and step.unpadded:  # tokens that come are no padding either
+            model_kwargs.pop("attention_mask", None)
+            model_kwargs.pop("position_ids", None)
+            if outputs.past_key_values is not None:
+                model_kwargs["past_key_values"] = outputs.past_key_values
+            return model_kwargs
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder, num_new_tokens)
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
         positions = self.max_positions()
@@ -63,3 +97,12 @@ class ThinkingGeneration:
         if positions is not None:
             generation_config.max_length = min(generation_config.max_length, positions)
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+
+
+def _counts_every_token(mask, position_ids):
+    """Whether there is no padding and positions are 0, 1, 2, ..."""
+    counted = mask is None or bool(mask.all())
+    return counted and (
+        position_ids is None
+        or bool((position_ids == torch.arange(position_ids.shape[-1], device=position_ids.device)).all())
+    )

@@ -69,17 +69,14 @@ def _check(options, config):
         "think_samples": (options.samples, 1),
     }
     for name, (value, minimum) in counts.items():
-        check_field(
-            name, value, lambda x: isinstance(x, int) and not isinstance(x, bool), minimum,
-            f"an integer of at least {minimum}",
-        )  # fmt: skip
+        check_field(name, value, _is_int, minimum, f"an integer of at least {minimum}")
     numbers = {
         "think_max_move": options.max_move,
         "think_tolerance": options.tolerance,
         "langevin_noise": options.noise,
     }
     for name, value in numbers.items():
-        check_field(name, value, lambda x: isinstance(x, (int, float)) and x == x, 0, "zero or positive")
+        check_field(name, value, _is_number, 0, "zero or positive")
     if options.step_size is not None:
         check_step_size("think_lr", options.step_size, config.geometry)
     if options.samples > 1 and not options.noise:
@@ -92,3 +89,11 @@ def _check(options, config):
             f"think_samples={options.samples} needs fixed states, but use_soft_tokens={config.use_soft_tokens!r} recomputes them; "
             "pass think_samples=1."
         )
+
+
+def _is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and value == value

@@ -22,7 +22,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: AttentionLayout, rotation=None, cache=None, cache_layer: int = 0) -> Tensor:
         """``(batch, seq, hidden)`` -> the same; keys and values go to layer ``cache_layer`` of ``cache`` and come from it."""
-        query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         if cache is not None:
@@ -43,12 +43,13 @@ class Block(GradientCheckpointingLayer):
         self.attention = SelfAttention(config)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.use_bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
 
     def forward(self, x: Tensor, layout: AttentionLayout, rotation=None, past_key_values=None, cache_layer: int = 0):
         """``(batch, seq, hidden)`` -> the same."""
-        x = x + self.dropout(self.attention(self.norm_1(x), layout, rotation, past_key_values, cache_layer))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
+        attended = self.attention(self.norm_1(x), layout, rotation, past_key_values, cache_layer)
+        x = x + dropped(self, attended)
+        return x + dropped(self, self.down(F.gelu(self.up(self.norm_2(x)))))
 
 
 class Trunk(nn.Module):
@@ -60,7 +61,7 @@ class Trunk(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         learned = config.position_type == "learned"
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
         self.feedback = None
@@ -80,7 +81,7 @@ class Trunk(nn.Module):
             rotation = rotary_angles(layout.position_ids, self.config, embeds.dtype)
         else:
             embeds = embeds + self.position_embedding(layout.position_ids)
-        states = [self.dropout(embeds)]
+        states = [dropped(self, embeds)]
         for index, block in enumerate(self.blocks):
             states.append(
                 block(states[-1], layout, rotation, past_key_values=cache, cache_layer=first_cache_layer + index)
@@ -94,6 +95,11 @@ def make_norm(config) -> nn.Module:
     if config.norm_type == "rmsnorm":
         return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias)
+
+
+def dropped(layer: nn.Module, x: Tensor) -> Tensor:
+    """x with dropout of rate ``layer.dropout`` in training."""
+    return F.dropout(x, layer.dropout) if layer.training and layer.dropout else x
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -17,6 +17,7 @@ BAD = [
     ("think_tolerance", -1e-3), ("langevin_noise", -1.0), ("langevin_step_size", 1.5), ("entropy_weight", 0.0),
     ("softmax_temperature", 0.0), ("aux_ce_weight", 1.5), ("contrastive_k", 0), ("n_persistent", 0), ("restart_prob", 2.0),
     ("chain_momentum", 1.0), ("num_attention_heads", 5), ("energy_heads", 5), ("vocab_size", 0), ("dropout", 1.0),
+    ("energy_context", -1), ("energy_power", 3), ("energy_feedback", 0.0), ("energy_feedback", -0.5),
     ("freeze_lm", True), ("info_nce_weight", -1.0), ("hidden_size", 32.0),
 ]  # fmt: skip
 
@@ -40,7 +41,7 @@ def test_the_guarantee_says_how_to_have_larger_steps():
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("tiny", 157_890), ("small", 808_962), ("published", 162_496 + 4)],  # the original's, and a step size per step
+    [("tiny", 159_778), ("small", 816_834), ("published", 162_496 + 4)],  # the original's, and a step size per step
 )
 def test_presets_have_their_sizes_and_take_overrides(name, parameters):
     config = NanoEBMConfig.preset(name, vocab_size=65, think_steps=PRESETS[name].get("think_steps", 2))
@@ -60,7 +61,7 @@ def test_every_field_is_documented():
 
 def test_a_language_model_decides_the_sizes():
     config = NanoEBMConfig(text_config=TEXT_CONFIG | {"vocab_size": 77}, hidden_size=999, freeze_lm=True)
-    assert (config.vocab_size, config.hidden_size, config.energy_units) == (77, 32, 128)
+    assert (config.vocab_size, config.hidden_size, config.energy_units) == (77, 32, 48)
     with pytest.raises(ValueError, match="use_soft_tokens must be False with text_config"):
         NanoEBMConfig(text_config=TEXT_CONFIG, use_soft_tokens=True)
     with pytest.raises(ValueError, match=r'text_config.model_type "nothing" is not known'):
@@ -75,3 +76,15 @@ def test_saving_keeps_every_field(tmp_path, fields):
     for name in OWN_FIELDS - {"text_config"}:
         assert getattr(again, name) == getattr(config, name), name
     assert type(again.text_config) is type(config.text_config)
+
+
+def test_the_energys_sizes_follow_from_what_it_sees():
+    config = NanoEBMConfig(**SIZES)
+    assert (config.energy_context, config.energy_units) == (3, 48)
+    assert (
+        NanoEBMConfig(**SIZES, energy_heads=0).energy_context,
+        NanoEBMConfig(**SIZES, energy_heads=0).energy_units,
+    ) == (0, 128)
+    assert NanoEBMConfig(**SIZES, energy_context=0).energy_units == 128
+    with pytest.raises(ValueError, match=r"energy_context must be 0 without memory .*got 2"):
+        NanoEBMConfig(**SIZES, energy_heads=0, energy_context=2)

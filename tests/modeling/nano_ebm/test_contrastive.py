@@ -113,7 +113,7 @@ def test_training_takes_batches_of_every_shape_and_every_parameter_learns(kind):
             model.config.think_steps = 1  # one step: its loss is nll_s2
             out_1 = model(ids, labels=ids)
             model.config.think_steps = 2
-        weighted = 0.7 * out_1.nll_s2 + 0.3 * out_1.nll_s1 + 0.05 * out_1.contrastive_loss + 0.1 * out_1.info_nce_loss
+        weighted = 0.5 * out_1.nll_s2 + 0.5 * out_1.nll_s1 + 0.05 * out_1.contrastive_loss + 0.1 * out_1.info_nce_loss
         assert_close(out_1.loss, weighted)
     out.contrastive_loss.backward()
     reached = [name for name, p in model.energy.named_parameters() if torch.count_nonzero(p.grad)]

@@ -19,6 +19,7 @@ VARIANTS = {
     "soft tokens": {"use_soft_tokens": True},
     "stop": {"think_tolerance": 1e-2, "think_steps": 6},
     "language model": {"text_config": TEXT_CONFIG},
+    "states only": {"energy_context": 0, "energy_power": 1, "energy_feedback": 1.0},
     "units only": {"energy_heads": 0, "tie_word_embeddings": True},
 }
 VARIANTS["published"] = {
@@ -68,16 +69,22 @@ def test_without_thinking_it_is_system_one(model, off):
 
 
 def test_the_memory_reads_the_state_before_each_token():
-    """The field of the model against one built from the states: key j from the state before token j, value from its row."""
+    """The field of the model against one built from the states: key j from the state before token j and its row."""
     model, ids = tiny_nano_ebm(), tokens(2, SEQ)
     with torch.no_grad():
         hidden = model(ids, output_hidden_states=True).hidden_states[-1]
         field = model.energy_field(ids)
-    keys = model.energy.memory_key(hidden).unflatten(-1, (4, -1)).transpose(1, 2)
-    values = model.energy.memory_value(model.energy_head.weight[ids]).unflatten(-1, (4, -1)).transpose(1, 2)
-    expected = torch.cat([keys[:, :, :-1], values[:, :, 1:]], -1)
+    rows = model.energy_head.weight[ids]
+    normed = rows / (rows.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    keys = model.energy.memory_key(hidden)[:, :-1] + model.energy.memory_token(normed)[:, 1:]
+    parts = (keys, model.energy.memory_value(rows)[:, 1:])
+    expected = torch.cat([part.unflatten(-1, (4, -1)).transpose(1, 2) for part in parts], -1)
     assert_close(field.slots[:, :, 1:], expected, atol=1e-12, rtol=0)
     assert torch.count_nonzero(field.slots[:, :, 0]) == 0
+    last = normed.index_fill(1, torch.tensor([0]), 0.0)
+    last = torch.cat([nn.functional.pad(last, (0, 0, back, 0))[:, :SEQ] for back in range(3)], -1)
+    drive = model.energy.unit_in(hidden) + model.energy.unit_context(last)
+    assert_close(field.unit_drive, drive, atol=1e-12, rtol=0)
 
 
 def test_energies_can_be_asked_for_anywhere():

@@ -12,6 +12,7 @@ from tests.modeling.nano_ebm.tiny_nano_ebm import TEXT_CONFIG, VOCAB, tiny_nano_
 
 MODELS = {
     "default": {},
+    "states only": {"energy_context": 0, "energy_power": 1, "energy_feedback": 1.0},
     "rope": {"position_type": "rope"},
     "soft tokens": {"use_soft_tokens": True},
     "stop": {"think_tolerance": 1e-2, "think_steps": 5},

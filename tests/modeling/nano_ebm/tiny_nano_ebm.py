@@ -3,6 +3,7 @@
 import torch
 
 from hf_elm.modeling.nano_ebm import NanoEBMConfig, NanoEBMForRefinement
+from hf_elm.modeling.nano_ebm.attention_layout import attention_layout
 from hf_elm.modeling.nano_ebm.free_energy import FreeEnergyTerms, linear_field
 
 
@@ -48,11 +49,13 @@ def tokens(*shape, seed=0, low=2, high=VOCAB):
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def random_field(scale=1.0, seed=0, batch=2, seq=7, hidden=16, vocab=33, units=24, heads=4, linear=False, bias=False):
+def random_field(
+    scale=1.0, seed=0, batch=2, seq=7, hidden=16, vocab=33, units=24, heads=4, linear=False, bias=False, **terms_options
+):  # fmt: skip
     """(field, logits) of random weights of size ``scale``, float64, causal memory."""
     torch.manual_seed(seed)
     readout = torch.nn.Linear(hidden, vocab, bias=bias).double()
-    terms = FreeEnergyTerms(hidden, units, heads).double()
+    terms = FreeEnergyTerms(hidden, units, heads, **terms_options).double()
     with torch.no_grad():
         for parameter in (*readout.parameters(), *terms.parameters()):
             parameter.copy_(scale * torch.randn_like(parameter)).requires_grad_(False)
@@ -60,5 +63,7 @@ def random_field(scale=1.0, seed=0, batch=2, seq=7, hidden=16, vocab=33, units=2
     logits = torch.randn(batch, seq, vocab, dtype=torch.float64) * 2
     if linear:
         return linear_field(states, readout), logits
-    memories = terms.memories(states, readout.weight[torch.randint(vocab, (batch, seq))]) if heads else None
-    return terms.field(states, memories, None, True, readout), logits
+    ids = torch.randint(vocab, (batch, seq))
+    memories = terms.memories(states, readout.weight[ids]) if heads else None
+    recent = terms.recent(memories, attention_layout(ids), slice(None))
+    return terms.field(states, memories, None, True, readout, recent), logits
