@@ -1,17 +1,26 @@
-"""One M2-BERT layer at d = 768 against the reference's formula written plainly: CPU time of evaluation and of training.
+"""One M2-BERT layer at d = 768 against the reference's formula written plainly: CPU time of evaluation and training, memory.
 
 The naive layer works token-first, makes its filters in every call, transforms the whole (batch, hidden, 2 seq) tensor twice and
-lets autograd keep what it wants. ``gemm_share`` is the dense work (both projections and both block-diagonal products) at the
-machine's own matrix rate, measured in the same rounds, over the layer's time.
+lets autograd keep what it wants. Ours is timed with remembered spectra and without; ``spectra_mib`` is what remembering takes
+for one layer. A model of 12 layers has 320 MiB for all of them unless configured otherwise: it remembers rows up to 2,048 tokens.
 
-    python benchmarks/m2_bert_layer.py [--lengths 512 2048 8192] [--repeats 10] [--no-training]
+Two machine rates are taken in the same rounds: ``gemm`` is the layer's dense work (both projections, both block-diagonal
+products; 8.26 MFLOP per token) as plain products of its own shapes, ``square`` a product of 2,048 x 2,048 matrices.
+``gemm_share`` and ``square_share`` are the layer's dense work per second over these rates, as medians of the rounds.
+
+    python benchmarks/m2_bert_layer.py [--lengths 512 2048 8192 32768] [--training 512 2048] [--memory 2048 8192 32768]
+        [--repeats 15]
+
+About 6 minutes on an idle core. Rounds get fewer with the length: repeats at 512 and 2,048, a third at 8,192, 3 beyond.
 """
 
 import argparse
+import copy
+import time
 
 import torch
 import torch.nn.functional as F
-from record import alternate, peak_memory_mib, record
+from record import _quantiles, peak_memory_mib, record
 from torch import nn
 
 from hf_elm.modeling.m2_bert import M2BertConfig
@@ -92,50 +101,89 @@ def gemm(length, hidden=768):
     return run
 
 
+def dense_flops(length, hidden=768):
+    """Multiplications and additions of `gemm`."""
+    return 2 * length * (4 * hidden * hidden + 4 * (2 * hidden + hidden) * hidden // 4 + hidden * hidden)
+
+
+def square(size=2048):
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return lambda: a @ b
+
+
 def step(layer, x):
     layer.zero_grad(set_to_none=True)
-    layer(x).square().mean().backward()
+    (layer(x) * x).mean().backward()
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--lengths", type=int, nargs="*", default=[512, 2048, 8192])
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--no-training", action="store_true")
-    parser.add_argument("--no-memory", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for length in args.lengths:
-        layer, naive = build(length)
-        x = torch.randn(1, length, 768)
-        first = x.permute(2, 0, 1).contiguous()
-        with torch.no_grad():
-            difference = (layer(first).permute(1, 2, 0) - naive(x)).abs().max().item()
-            sides = {"naive": lambda n=naive, x=x: n(x), "ours": lambda m=layer, x=first: m(x), "gemm": gemm(length)}
-            _record(
-                "m2_bert_layer", length, alternate(sides, args.repeats), difference=difference, cached_spectra=True
-            )
-            layer.mixer.spectra.max_bytes = 0
-            layer.mixer.spectra.clear()
-            _record(
-                "m2_bert_layer", length, alternate(sides, args.repeats), difference=difference, cached_spectra=False
-            )
-        if not args.no_training:
-            layer.train()
-            sides = {"naive": lambda n=naive, x=x: step(n, x), "ours": lambda m=layer, x=first: step(m, x)}
-            _record("m2_bert_layer_training", length, alternate(sides, args.repeats))
-        if not args.no_memory:
-            for impl in ("naive", "ours"):
-                peak = peak_memory_mib(_PEAK.format(length=length, impl=impl))
-                shape = {"batch": 1, "seq": length, "hidden": 768}
-                record(
-                    "m2_bert_layer_memory",
-                    impl=impl,
-                    shape=shape,
-                    metric="transient",
-                    unit="MiB",
-                    value=round(peak, 1),
-                )
+def rounds(sides, repeats):
+    """CPU seconds of each side in each round; the sides take turns."""
+    for side in sides.values():
+        side()
+    times = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            start = time.process_time()
+            side()
+            times[name].append(time.process_time() - start)
+    return times
+
+
+def save(bench, length, times, **fields):
+    """One record per side, with the ratio of the first side's time to its own in each round."""
+    base = next(iter(times.values()))
+    for impl, series in times.items():
+        shares = {}
+        if "gemm" in times and impl not in ("gemm", "square"):
+            square_rate = [2 * 2048**3 / t for t in times["square"]]
+            shares = {
+                **_quantiles([g / t for g, t in zip(times["gemm"], series, strict=True)], "gemm_share_"),
+                **_quantiles(
+                    [dense_flops(length) / t / rate for t, rate in zip(series, square_rate, strict=True)],
+                    "square_share_",
+                ),
+            }
+        record(
+            bench, impl=impl, shape={"batch": 1, "seq": length, "hidden": 768}, dtype="float32", metric="cpu_time", unit="ms",
+            n=len(series), **_quantiles([1e3 * t for t in series], ""),
+            **_quantiles([b / t for b, t in zip(base, series, strict=True)], "speedup_"), **shares, **fields,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def evaluation(length, repeats):
+    layer, naive = build(length)
+    layer.mixer.spectra.max_bytes = 2**31
+    forgetful = copy.deepcopy(layer)
+    forgetful.mixer.spectra.max_bytes = 0
+    x = torch.randn(1, length, 768)
+    first = x.permute(2, 0, 1).contiguous()
+    difference = (layer(first).permute(1, 2, 0) - naive(x)).abs().max().item()
+    sides = {
+        "naive": lambda: naive(x), "ours, spectra remembered": lambda: layer(first), "ours": lambda: forgetful(first),
+        "gemm": gemm(length), "square": square(),
+    }  # fmt: skip
+    mib = round(layer.mixer.spectra.num_bytes / 2**20, 1)
+    save("m2_bert_layer", length, rounds(sides, repeats), difference=difference, spectra_mib=mib)
+
+
+def training(length, repeats):
+    layer, naive = build(length)
+    layer.train()
+    x = torch.randn(1, length, 768)
+    first = x.permute(2, 0, 1).contiguous()
+    sides = {"naive": lambda: step(naive, x), "ours": lambda: step(layer, first)}
+    save("m2_bert_layer_training", length, rounds(sides, repeats))
+
+
+def memory(length):
+    """Growth of the peak over one call in evaluation, the output included."""
+    values = {impl: peak_memory_mib(_PEAK.format(length=length, impl=impl)) for impl in ("naive", "ours")}
+    for impl, value in values.items():
+        record(
+            "m2_bert_layer_memory", impl=impl, shape={"batch": 1, "seq": length, "hidden": 768}, metric="transient",
+            unit="MiB", value=round(value, 1), of_naive=round(value / values["naive"], 3),
+        )  # fmt: skip
 
 
 _PEAK = """
@@ -154,14 +202,20 @@ with torch.no_grad():
 """
 
 
-def _record(bench, length, timings, **fields):
-    dense = timings.get("gemm", {}).get("p50")
-    for impl, timing in timings.items():
-        share = {"gemm_share": round(dense / timing["p50"], 3)} if dense and impl != "gemm" else {}
-        record(
-            bench, impl=impl, shape={"batch": 1, "seq": length, "hidden": 768}, dtype="float32", metric="cpu_time", unit="ms",
-            speedup=round(1 / timing["ratio_p50"], 3), **share, **timing, **fields,
-        )  # fmt: skip
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lengths", type=int, nargs="*", default=[512, 2048, 8192, 32768])
+    parser.add_argument("--training", type=int, nargs="*", default=[512, 2048])
+    parser.add_argument("--memory", type=int, nargs="*", default=[2048, 8192, 32768])
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for length in args.lengths:
+        evaluation(length, args.repeats if length <= 2048 else max(3, args.repeats // 3) if length <= 8192 else 3)
+    for length in args.training:
+        training(length, args.repeats)
+    for length in args.memory:
+        memory(length)
 
 
 if __name__ == "__main__":

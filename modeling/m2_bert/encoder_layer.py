@@ -12,13 +12,15 @@ from .block_diagonal import BlockDiagonalLinear, gated_gelu
 from .gated_convolution import evaluate_gated_convolution, gated_convolution
 from .implicit_filter import ImplicitFilter
 from .kernel_spectra import KernelSpectra
-from .long_convolution import fft_length, spectrum
+from .long_convolution import fft_length
 from .short_convolution import ShortConvolution
 
 
 PRE_NORM_EPS = 1e-5
 TAP_CHANNELS = 64  # filters that are made at once where their spectra are not remembered
-MLP_TILE = 1024  # tokens of the MLP that are in flight at once in evaluation
+PROJECTED_CHANNELS = 128  # of x1, x2 and v each that are in flight at once in evaluation, ...
+PROJECTED_ELEMENTS = 2**23  # ... where all of them would be more than this
+TOKEN_TILE = 512  # tokens of the output projection and the MLP that are in flight at once in evaluation
 
 
 class M2BertMixer(nn.Module):
@@ -48,19 +50,51 @@ class M2BertMixer(nn.Module):
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """u ``(hidden, batch, seq)``, mask ``(batch, seq)`` or None -> ``(hidden, batch, seq)``."""
+        return project(self.out_proj, self.mix(u, mask))
+
+    def mix(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All but the output projection: y of `gated_convolution`, a tensor of its own."""
         if self.norm is not None:
             u = self.norm(u.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
-        p = project(self.in_proj, u).view(3, *u.shape)
         weight, bias = self.short_conv()
         weight, bias = weight.view(3, len(u), -1), bias.view(3, -1)
-        with torch.autocast(u.device.type, enabled=False):
-            if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.backend != "fft":
-                taps = [filter(u.shape[-1])[:] for filter in self.filters]
-                residual = taps[1] if len(taps) == 2 else None
-                y = gated_convolution(p, weight, bias, u, taps[0], residual, mask, self.backend)
-            else:
-                y = evaluate_gated_convolution(p, weight, bias, u, self._spectra(u.shape[-1]), mask, out=p[0])
-        return project(self.out_proj, y)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.backend != "fft":
+            p = project(self.in_proj, u).view(3, *u.shape)
+            with torch.autocast(u.device.type, enabled=False):
+                kernels = [self._kernel(filter, u.shape[-1]) for filter in self.filters]
+                return gated_convolution(p, weight, bias, u, *kernels, mask=mask, backend=self.backend)
+        return self._evaluate(u, weight, bias, mask)
+
+    def _kernel(self, filter, length):
+        plain = torch.compiler.is_compiling() or self.backend != "fft"
+        return filter(length)[:] if plain else filter(length).circular(slice(None), fft_length(length))
+
+    def _evaluate(self, u, weight, bias, mask):
+        spectra, y = self._spectra(u.shape[-1]), None
+        for part, p in self._projections(u):
+            y = p.new_empty(u.shape) if y is None else y
+            with torch.autocast(u.device.type, enabled=False):
+                evaluate_gated_convolution(
+                    p, weight[:, part], bias[:, part], u[part],
+                    lambda inner, first=part.start: spectra(slice(first + inner.start, first + inner.stop)), mask, y[part],
+                )  # fmt: skip
+        return y
+
+    def _projections(self, u):
+        """W_in u + b_in of some channels of x1, x2 and v at a time: their slice, and ``(3, channels, batch, seq)`` till the next."""
+        hidden = len(u)
+        fits = 3 * u.numel() <= PROJECTED_ELEMENTS
+        if fits or not is_plain(self.in_proj) or torch.is_autocast_enabled(u.device.type):
+            p = project(self.in_proj, u).view(3, *u.shape)
+            yield slice(0, hidden), p
+            return
+        weight, bias = self.in_proj.weight.view(3, hidden, hidden), self.in_proj.bias.view(3, hidden)
+        space = u.new_empty(3 * min(PROJECTED_CHANNELS, hidden), u[0].numel())
+        for start in range(0, hidden, PROJECTED_CHANNELS):
+            part = slice(start, min(start + PROJECTED_CHANNELS, hidden))
+            rows = weight[:, part].reshape(-1, hidden)
+            p = torch.mm(rows, u.reshape(hidden, -1), out=space[: len(rows)])
+            yield part, p.add_(bias[:, part].reshape(-1, 1)).view(3, -1, *u.shape[1:])
 
     def _spectra(self, length):
         """Remembered spectra of the channels, or the means to make them piece by piece."""
@@ -71,22 +105,22 @@ class M2BertMixer(nn.Module):
 
 
 class _BlockwiseSpectra:
-    """Spectra of a few channels, from taps that are made for `TAP_CHANNELS` channels at a time: wide products are faster.
+    """Spectra of a few channels, from kernels that are made for `TAP_CHANNELS` channels at a time: wide products are faster.
 
     Slices must be asked for in ascending order, each inside one such block or starting with one.
     """
 
     def __init__(self, filters, size):
         self.filters, self.size = filters, size
-        self.block, self.taps = slice(0, 0), []
+        self.block, self.kernels = slice(0, 0), []
 
     def __call__(self, part: slice) -> list[Tensor]:
         if part.start < self.block.start or part.stop > self.block.stop:
             start = part.start // TAP_CHANNELS * TAP_CHANNELS
-            self.block = slice(start, max(start + TAP_CHANNELS, part.stop))
-            self.taps = [each[self.block] for each in self.filters]
+            self.block, self.kernels = slice(start, max(start + TAP_CHANNELS, part.stop)), []
+            self.kernels = [each.circular(self.block, self.size) for each in self.filters]
         inside = slice(part.start - self.block.start, part.stop - self.block.start)
-        return [spectrum(each[:, inside], self.size) for each in self.taps]
+        return [torch.fft.rfft(each[inside]) for each in self.kernels]
 
 
 class M2BertMLP(nn.Module):
@@ -103,18 +137,17 @@ class M2BertMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(hidden, batch, seq)`` -> the same shape."""
-        tokens = x.reshape(len(x), -1)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or tokens.shape[1] <= MLP_TILE:
-            return self._tile(tokens).contiguous().view(x.shape)
-        out = torch.empty_like(tokens)
-        for start in range(0, tokens.shape[1], MLP_TILE):
-            part = slice(start, start + MLP_TILE)
-            out[:, part] = self._tile(tokens[:, part])
-        return out.view(x.shape)
+        return self.tile(x.reshape(len(x), -1)).contiguous().view(x.shape)
 
-    def _tile(self, x):
+    def tile(self, x: Tensor) -> Tensor:
+        """``(hidden, tokens)`` -> the same shape, in the memory order of the other one."""
         h = self.up(x)
-        h = self.dropout(gated_gelu(h) if self.gated else F.gelu(h))
+        if not self.gated:
+            h = self.dropout(F.gelu(h))
+        elif type(self.dropout) is nn.Dropout:
+            h = gated_gelu(h, self.dropout.p if self.dropout.training else 0.0)
+        else:
+            h = self.dropout(gated_gelu(h))
         return self.norm((self.down(h) + x).t()).t()
 
 
@@ -128,7 +161,30 @@ class M2BertLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(hidden, batch, seq)`` -> the same shape."""
-        return self.mlp(self.mixer(hidden_states, mask))
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if whole or has_hooks(self.mixer) or has_hooks(self.mlp):
+            return self.mlp(self.mixer(hidden_states, mask))
+        y = self.mixer.mix(hidden_states, mask)
+        tokens, out = y.view(len(y), -1), None
+        for start in range(0, tokens.shape[1], TOKEN_TILE):
+            part = slice(start, start + TOKEN_TILE)
+            tile = self.mlp.tile(project(self.mixer.out_proj, tokens[:, None, part]).squeeze(1))
+            if out is None:  # y's own memory where the types allow: it is not read again
+                out = tokens if tile.dtype == tokens.dtype else torch.empty_like(tokens, dtype=tile.dtype)
+            out[:, part] = tile
+        return out.view(y.shape)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something watches, moves or replaces calls of the module itself."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or hasattr(module, "_hf_hook")
+    )
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Whether ``linear`` is its weight and bias and no more: no adapter, no quantised layer, no hook."""
+    return type(linear) is nn.Linear and not has_hooks(linear)
 
 
 def project(linear: nn.Module, x: Tensor) -> Tensor:
@@ -136,8 +192,7 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
 
     Adapters, quantised layers and layers with hooks are called as they expect to be, tokens first.
     """
-    plain = type(linear) is nn.Linear and not hasattr(linear, "_hf_hook")
-    if plain and not (linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks):
+    if is_plain(linear):
         y = torch.addmm(linear.bias[:, None], linear.weight, x.reshape(len(x), -1))
         return y.view(-1, *x.shape[1:])
     return linear(x.permute(1, 2, 0)).permute(2, 0, 1).contiguous()

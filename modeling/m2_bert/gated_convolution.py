@@ -15,22 +15,25 @@ import torch
 from torch import Tensor
 
 from .long_convolution import (
-    convolution_gradients,
-    convolve_with_spectrum,
+    circular_filter,
+    correlation,
     fft_length,
     long_convolution,
-    spectrum,
-    taps_gradient,
 )
 from .short_convolution import short_convolution, short_convolution_backward
 
 
 CHUNK_ELEMENTS = 2**16  # of one channel-chunk of a (channels, batch, seq) tensor; larger ones leave the cache
+CHUNK_ROWS = (
+    16  # that one call of the transform should get, within 4 times that size: every call makes its tables anew
+)
 
 
 def channel_chunks(channels: int, batch: int, seq: int) -> Iterator[slice]:
-    """Slices of the channels, each of at most `CHUNK_ELEMENTS` values or 4 channels; their length is a power of two."""
-    size = 1 << max(2, (CHUNK_ELEMENTS // (batch * seq)).bit_length() - 1)
+    """Slices of the channels: about `CHUNK_ELEMENTS` values, at least 4 channels; their length is a power of two."""
+    row = batch * seq
+    size = max(4, CHUNK_ELEMENTS // row, min(CHUNK_ROWS, 4 * CHUNK_ELEMENTS // row))
+    size = 1 << (size.bit_length() - 1)
     for start in range(0, channels, size):
         yield slice(start, min(start + size, channels))
 
@@ -40,11 +43,14 @@ def gated_convolution(p, weight, bias, u, gated, residual=None, mask=None, backe
 
     Args:
         weight, bias: of the short convolution, ``(3, channels, 3)`` and ``(3, channels)``.
-        gated, residual: taps of the two filters, ``(directions, channels, seq)``; None = no residual convolution.
+        gated, residual: the two filters, as taps ``(directions, channels, seq)`` or, with ``"fft"``, as circular filters
+            ``(channels, fft_length(seq))``; None = no residual convolution.
         backend: of the long convolutions.
     """
     if backend == "fft" and not torch.compiler.is_compiling():
-        return _GatedConvolution.apply(p, weight, bias, u, gated, residual, mask)
+        size = fft_length(p.shape[-1])
+        kernels = [k if k is None or k.ndim == 2 else circular_filter(k, size) for k in (gated, residual)]
+        return _GatedConvolution.apply(p, weight, bias, u, *kernels, mask)
     dtype = gated.dtype
     x1, x2, v = short_convolution(_masked(p, mask, dtype), weight.to(dtype), bias.to(dtype))
     y = x2 * long_convolution(_masked(x1 * v, mask, dtype), gated, backend)
@@ -70,69 +76,105 @@ def evaluate_gated_convolution(
     """
     _, channels, batch, seq = p.shape
     size, y = fft_length(seq), torch.empty_like(p[0]) if out is None else out
+    space = None
     for part in channel_chunks(channels, batch, seq):
-        y[part] = _piece(p[:, part], weight[:, part], bias[:, part], u[part], spectra(part), mask, size)
+        known = spectra(part)
+        if space is None:  # rows with zeros behind them, as the transform reads them
+            space = known[0].real.new_zeros(part.stop, batch, size)
+        rows = space[: part.stop - part.start]
+        _piece(p[:, part], weight[:, part], bias[:, part], u[part], known, mask, rows, y[part])
     return y
 
 
-def _piece(p, weight, bias, u, spectra, mask, size):
-    dtype = spectra[0].real.dtype
+def _piece(p, weight, bias, u, spectra, mask, rows, out):
+    """y of some channels, written to ``out``; ``rows`` is zero from ``seq`` on."""
+    dtype, x = rows.dtype, rows[..., : p.shape[-1]]
     x1, x2, v = short_convolution(_masked(p, mask, dtype), weight.to(dtype), bias.to(dtype))
-    y = convolve_with_spectrum(_masked(x1.mul_(v), mask, dtype), spectra[0], size).mul_(x2)
-    if len(spectra) == 2:
-        y += convolve_with_spectrum(_masked(u, mask, dtype), spectra[1], size)
-    return y
+    torch.mul(x1, v, out=x)
+    if mask is not None:
+        x.mul_(mask.to(dtype))
+    gated = _circular(rows, spectra[0])[..., : p.shape[-1]]
+    if len(spectra) == 1:
+        out.copy_(gated.mul_(x2))
+        return
+    x.copy_(_masked(u, mask, dtype))
+    torch.addcmul(_circular(rows, spectra[1])[..., : p.shape[-1]], gated, x2, out=out)
+
+
+def _circular(rows, kernel_spectrum):
+    return torch.fft.irfft(torch.fft.rfft(rows).mul_(kernel_spectrum[:, None]), n=rows.shape[-1])
 
 
 class _GatedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, p, weight, bias, u, gated, residual, mask):
         ctx.save_for_backward(p, weight, bias, u, gated, residual, mask)
-        size = fft_length(p.shape[-1])
-        taps = [gated] if residual is None else [gated, residual]
+        kernels = [gated] if residual is None else [gated, residual]
         return evaluate_gated_convolution(
-            p, weight, bias, u, lambda part: [spectrum(k[:, part], size) for k in taps], mask
+            p, weight, bias, u, lambda part: [torch.fft.rfft(k[part]) for k in kernels], mask
         )
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         p, weight, bias, u, gated, residual, mask = ctx.saved_tensors
-        grads = [
-            None if tensor is None else torch.empty_like(tensor) for tensor in (p, weight, bias, u, gated, residual)
-        ]
+        whole = [None if t is None else torch.empty_like(t) for t in (p, weight, bias, u, gated, residual)]
+        rows = None
         for part in channel_chunks(*p.shape[1:]):
-            piece = _piece_gradients(
-                grad[part], p[:, part], weight[:, part], bias[:, part], u[part], gated[:, part],
-                None if residual is None else residual[:, part], mask,
-            )  # fmt: skip
-            for whole, value in zip(grads, piece, strict=True):
-                if whole is not None:
-                    (whole[part] if whole is grads[3] else whole[:, part]).copy_(0.0 if value is None else value)
-        return (*grads, None)
+            if rows is None:  # zeros behind the rows, as the transform reads them
+                rows = gated.new_zeros(part.stop, p.shape[2], gated.shape[-1])
+            space, y_grad = rows[: part.stop - part.start], grad[part].to(gated.dtype)
+            pieces = [tensor[:, part] for tensor in whole[:3]]
+            whole[4][part] = _gated_gradients(
+                y_grad, p[:, part], weight[:, part], bias[:, part], gated[part], mask, space, pieces
+            )
+            if residual is None:
+                whole[3][part] = 0
+                continue
+            to_u, whole[5][part] = _residual_gradients(y_grad, u[part], residual[part], mask, space)
+            whole[3][part] = _masked(to_u, mask, gated.dtype)
+        return (*whole, None)
 
 
-def _piece_gradients(grad, p, weight, bias, u, gated, residual, mask):
-    """Gradients to p, weight, bias, u and the taps of both filters, for some of the channels."""
-    dtype, seq = gated.dtype, p.shape[-1]
-    size, grad = fft_length(seq), grad.to(dtype)
+def _gated_gradients(grad, p, weight, bias, kernel, mask, rows, out):
+    """Gradient to the gated filter of some channels; those to p, weight and bias are written to ``out``."""
+    dtype, seq = kernel.dtype, p.shape[-1]
+    size, x = rows.shape[-1], rows[..., :seq]
     p, weight = _masked(p, mask, dtype), weight.to(dtype)
     x1, x2, v = short_convolution(p, weight, bias.to(dtype))
-    input_spectrum = torch.fft.rfft(_masked(x1 * v, mask, dtype), n=size)
-    kernel_spectrum = spectrum(gated, size)[:, None]
-    convolved = torch.fft.irfft(input_spectrum * kernel_spectrum, n=size)[..., :seq]
-    grad_spectrum = torch.fft.rfft(grad * x2, n=size)
-    to_gated = taps_gradient((grad_spectrum * input_spectrum.conj()).sum(1), len(gated), seq, size)
+    torch.mul(x1, v, out=x)
+    if mask is not None:
+        x.mul_(mask.to(dtype))
+    input_spectrum, kernel_spectrum = torch.fft.rfft(rows), torch.fft.rfft(kernel)[:, None]
+    to_short = torch.empty_like(p)
+    torch.mul(grad, torch.fft.irfft(input_spectrum * kernel_spectrum, n=size)[..., :seq], out=to_short[1])
+    torch.mul(x2, grad, out=x)
+    grad_spectrum = torch.fft.rfft(rows)
+    to_kernel = correlation(grad_spectrum, input_spectrum, size)
     to_gate = torch.fft.irfft(grad_spectrum.mul_(kernel_spectrum.conj()), n=size)[..., :seq]
     to_gate = _masked(to_gate, mask, dtype)
-    to_short = torch.stack([to_gate * v, grad * convolved, to_gate * x1])
-    to_p, to_weight, to_bias = short_convolution_backward(to_short, p, weight)
-    to_u = to_residual = None
-    if residual is not None:
-        kernel_spectrum = spectrum(residual, size)
-        to_u, to_residual = convolution_gradients(grad, _masked(u, mask, dtype), residual, kernel_spectrum, size)
-        to_u = _masked(to_u, mask, dtype)
-    return _masked(to_p, mask, dtype), to_weight, to_bias, to_u, to_gated, to_residual
+    torch.mul(to_gate, v, out=to_short[0])
+    torch.mul(to_gate, x1, out=to_short[2])
+    to_p, to_weight, to_bias = short_convolution_backward(
+        to_short, p, weight, out[0] if out[0].dtype == dtype else None
+    )
+    if mask is not None or to_p.dtype != out[0].dtype:
+        out[0].copy_(_masked(to_p, mask, dtype))
+    out[1].copy_(to_weight)
+    out[2].copy_(to_bias)
+    return to_kernel
+
+
+def _residual_gradients(grad, u, kernel, mask, rows):
+    """Gradients to u, before the mask, and to the residual filter."""
+    x = rows[..., : u.shape[-1]]
+    x.copy_(_masked(u, mask, kernel.dtype))
+    input_spectrum = torch.fft.rfft(rows)
+    x.copy_(grad)
+    grad_spectrum = torch.fft.rfft(rows)
+    to_kernel = correlation(grad_spectrum, input_spectrum, rows.shape[-1])
+    product = grad_spectrum.mul_(torch.fft.rfft(kernel).conj()[:, None])
+    return torch.fft.irfft(product, n=rows.shape[-1])[..., : u.shape[-1]], to_kernel
 
 
 def _masked(x, mask, dtype):

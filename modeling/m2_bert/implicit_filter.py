@@ -1,10 +1,12 @@
 """Convolution filters as the output of a small network of the lag (Hyena), in two directions at once."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -39,7 +41,7 @@ class FilterTaps:
     """The filters of one length, made channel by channel as they are needed.
 
     Attributes:
-        features: last layer of the filter network, ``(directions, length, order)``.
+        features: last layer of the filter network, ``(directions, order, length)``.
         readout: ``(directions, channels, order)``.
         decay: exp(-time * rate) of any channels, ``(channels, length)``.
         skip: factor of the input itself, added to lag 0, ``(channels,)``.
@@ -52,14 +54,54 @@ class FilterTaps:
 
     def __getitem__(self, channels: slice) -> Tensor:
         """Taps ``(directions, channels, length)``: lag n of the forward filter, lag -(n + 1) of the reverse one."""
-        taps = torch.matmul(self.readout[:, channels], self.features.transpose(1, 2)) * self.decay(channels)
-        skip = self.skip[channels]
-        if not torch.is_grad_enabled():
-            taps[0, :, 0] += skip
-            return taps
-        first = torch.zeros_like(taps[:, :, 0])
-        first = torch.cat([skip[None], first[1:]]) if len(first) > 1 else skip[None]
-        return torch.cat([taps[:, :, :1] + first[:, :, None], taps[:, :, 1:]], -1)
+        taps = torch.matmul(self.readout[:, channels], self.features) * self.decay(channels)
+        lag_zero = self.skip[None, channels, None]
+        return taps + F.pad(lag_zero, (0, taps.shape[-1] - 1, 0, 0, 0, len(taps) - 1))
+
+    def circular(self, channels: slice, size: int) -> Tensor:
+        """The taps of both directions as one circular filter: lag n >= 0 at n, lag -n at size - n, ``(channels, size)``."""
+        decay = functools.partial(self.decay, channels)
+        return _CircularFilter.apply(
+            self.readout[:, channels], self.features, self.skip[channels], self._reverse_features, decay, size
+        )
+
+    @functools.cached_property
+    @torch.no_grad()
+    def _reverse_features(self):
+        """Of the lags -(length - 1) to -1; a constant for autograd."""
+        return self.features[-1, :, :-1].flip(-1)
+
+
+class _CircularFilter(torch.autograd.Function):
+    """readout features * decay, and skip at lag 0, in the places of a circular filter; keeps nothing of that size."""
+
+    @staticmethod
+    def forward(ctx, readout, features, skip, reverse_features, decay, size):
+        ctx.save_for_backward(readout, features, reverse_features)
+        ctx.decay, length = decay, features.shape[-1]
+        kernel, rates = readout.new_empty(readout.shape[1], size), decay()
+        torch.mm(readout[0], features[0], out=kernel[:, :length]).mul_(rates)
+        kernel[:, 0] += skip
+        negative = length - 1 if len(readout) == 2 else 0
+        kernel[:, length : size - negative] = 0
+        if negative:
+            torch.mm(readout[1], reverse_features, out=kernel[:, size - negative :]).mul_(rates[:, :negative].flip(-1))
+        return kernel
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        readout, features, reverse_features = ctx.saved_tensors
+        rates, length = ctx.decay(), features.shape[-1]
+        to_readout, to_features = torch.zeros_like(readout), torch.zeros_like(features)
+        product = grad[:, :length] * rates
+        torch.mm(product, features[0].t(), out=to_readout[0])
+        torch.mm(readout[0].t(), product, out=to_features[0])
+        if len(readout) == 2 and length > 1:
+            product = grad[:, 1 - length :] * rates[:, : length - 1].flip(-1)
+            torch.mm(product, reverse_features.t(), out=to_readout[1])
+            to_features[1, :, :-1] = torch.mm(readout[1].t(), product).flip(-1)
+        return to_readout, to_features, grad[:, 0], None, None, None
 
 
 class ImplicitFilter(nn.Module):
@@ -92,8 +134,8 @@ class ImplicitFilter(nn.Module):
         """The filters of rows of ``length`` tokens."""
         dtype = torch.promote_types(self.weight_in.dtype, torch.float32)
         with torch.autocast(self.weight_in.device.type, enabled=False):
-            frequency = self.config.filter_freq_scale * self.frequency.to(dtype)
-            h = self.positions[:length].to(dtype).expand(len(self.weight_in), -1, -1)
+            frequency = (self.config.filter_freq_scale * self.frequency.to(dtype))[:, None]
+            h = self.positions[:length].to(dtype).t().expand(len(self.weight_in), -1, -1)
             h = self._sine_layer(h, self.weight_in, self.bias_in, frequency)
             for weight, bias in zip(self.weight_mid, self.bias_mid, strict=True):
                 h = self._sine_layer(h, weight, bias, frequency)
@@ -101,8 +143,9 @@ class ImplicitFilter(nn.Module):
 
     @staticmethod
     def _sine_layer(h, weight, bias, frequency):
-        h = torch.baddbmm(bias.to(h.dtype)[:, None], h, weight.to(h.dtype).transpose(1, 2))
-        return torch.sin(h * frequency)
+        """sin(f (W h + b)) of h ``(directions, in, length)``; f joins the weights, which are few."""
+        h = torch.baddbmm(bias.to(h.dtype).unsqueeze(-1) * frequency, weight.to(h.dtype) * frequency, h)
+        return torch.sin(h) if torch.is_grad_enabled() else torch.sin_(h)
 
     def _decay(self, length, dtype):
         device = self.weight_in.device

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .implicit_filter import ImplicitFilter
-from .long_convolution import fft_length, spectrum
+from .long_convolution import fft_length
 
 
 class KernelSpectra:
@@ -43,12 +43,16 @@ class KernelSpectra:
         if length not in self.by_length:
             while self.num_bytes + need > self.max_bytes:
                 del self.by_length[next(iter(self.by_length))]
-            every = slice(None)
-            self.by_length[length] = [spectrum(filter(length)[every], fft_length(length)) for filter in filters]
+            every, size = slice(None), fft_length(length)
+            self.by_length[length] = [torch.fft.rfft(filter(length).circular(every, size)) for filter in filters]
         return self.by_length[length]
 
 
 def _fingerprint(filters):
+    if any(
+        type(filter) is not ImplicitFilter for filter in filters
+    ):  # PEFT's wrapper chooses between two sets of weights
+        return None
     tensors = [tensor for filter in filters for tensor in (*filter.parameters(), *filter.buffers())]
     if any(tensor.is_meta or tensor.is_inference() for tensor in tensors):
         return None

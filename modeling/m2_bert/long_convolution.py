@@ -9,6 +9,7 @@ whose tap 0 is lag -1 (lag 0 is in k_f only; its last tap is never reached).
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -27,25 +28,18 @@ def fft_length(seq: int) -> int:
     return best
 
 
-def spectrum(taps: Tensor, size: int) -> Tensor:
-    """Transform of both directions as one circular filter of ``size``, ``(channels, size // 2 + 1)``, complex.
-
-    Lag n >= 0 lies at index n, lag -n at index size - n.
-    """
+def circular_filter(taps: Tensor, size: int) -> Tensor:
+    """Taps of one or two directions as one circular filter: lag n >= 0 at n, lag -n at size - n, ``(channels, size)``."""
     seq = taps.shape[-1]
-    parts = [taps[0]]
-    if len(taps) == 2:
-        parts = [taps[0], taps.new_zeros(taps.shape[1], size - 2 * seq + 1), taps[1, :, : seq - 1].flip(-1)]
-    return torch.fft.rfft(torch.cat(parts, -1), n=size)
+    if len(taps) == 1:
+        return F.pad(taps[0], (0, size - seq))
+    gap = taps.new_zeros(taps.shape[1], size - 2 * seq + 1)
+    return torch.cat([taps[0], gap, taps[1, :, : seq - 1].flip(-1)], -1)
 
 
-def taps_gradient(kernel_spectrum_grad: Tensor, directions: int, seq: int, size: int) -> Tensor:
-    """Gradient to the taps from the transform of the gradient to the circular filter, ``(directions, channels, seq)``."""
-    grad = torch.fft.irfft(kernel_spectrum_grad, n=size)
-    if directions == 1:
-        return grad[None, :, :seq]
-    reverse = grad[:, size - seq + 1 :].flip(-1)
-    return torch.stack([grad[:, :seq], torch.cat([reverse, torch.zeros_like(grad[:, :1])], -1)])
+def spectrum(taps: Tensor, size: int) -> Tensor:
+    """Transform of the `circular_filter`, ``(channels, size // 2 + 1)``, complex."""
+    return torch.fft.rfft(circular_filter(taps, size))
 
 
 def convolve_with_spectrum(x: Tensor, kernel_spectrum: Tensor, size: int) -> Tensor:
@@ -65,29 +59,33 @@ def direct_convolution(x: Tensor, taps: Tensor) -> Tensor:
 
 
 class _FFTConvolution(torch.autograd.Function):
-    """Keeps x and the taps only; every transform is made again in the backward pass."""
+    """Keeps x and the filter only; every transform is made again in the backward pass."""
 
     @staticmethod
-    def forward(ctx, x, taps):
-        ctx.save_for_backward(x, taps)
-        size = fft_length(x.shape[-1])
-        return convolve_with_spectrum(x, spectrum(taps, size), size)
+    def forward(ctx, x, kernel):
+        ctx.save_for_backward(x, kernel)
+        return convolve_with_spectrum(x, torch.fft.rfft(kernel), kernel.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, taps = ctx.saved_tensors
-        size = fft_length(x.shape[-1])
-        return convolution_gradients(grad, x, taps, spectrum(taps, size), size)
+        x, kernel = ctx.saved_tensors
+        return convolution_gradients(grad, x, kernel)
 
 
-def convolution_gradients(grad: Tensor, x: Tensor, taps: Tensor, kernel_spectrum: Tensor, size: int):
-    """Gradients of the convolution to x and to the taps."""
-    seq = x.shape[-1]
+def convolution_gradients(grad: Tensor, x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the convolution to x and to the circular filter."""
+    size = kernel.shape[-1]
     grad_spectrum = torch.fft.rfft(grad, n=size)
-    to_kernel = (grad_spectrum * torch.fft.rfft(x, n=size).conj()).sum(1)
-    to_x = torch.fft.irfft(grad_spectrum.mul_(kernel_spectrum.conj()[:, None]), n=size)[..., :seq]
-    return to_x, taps_gradient(to_kernel, len(taps), seq, size)
+    to_kernel = correlation(grad_spectrum, torch.fft.rfft(x, n=size), size)
+    to_x = torch.fft.irfft(grad_spectrum.mul_(torch.fft.rfft(kernel).conj()[:, None]), n=size)[..., : x.shape[-1]]
+    return to_x, to_kernel
+
+
+def correlation(grad_spectrum: Tensor, input_spectrum: Tensor, size: int) -> Tensor:
+    """Gradient to the circular filter from the transforms of the gradient and the input, ``(channels, size)``."""
+    product = grad_spectrum * input_spectrum.conj()
+    return torch.fft.irfft(product.sum(1) if product.shape[1] > 1 else product[:, 0], n=size)
 
 
 def long_convolution(x: Tensor, taps: Tensor, backend: str = "fft") -> Tensor:
@@ -110,4 +108,4 @@ def long_convolution(x: Tensor, taps: Tensor, backend: str = "fft") -> Tensor:
     if torch.compiler.is_compiling():
         size = fft_length.__wrapped__(x.shape[-1])  # dynamo does not trace caches
         return convolve_with_spectrum(x, spectrum(taps, size), size)
-    return _FFTConvolution.apply(x, taps)
+    return _FFTConvolution.apply(x, circular_filter(taps, fft_length(x.shape[-1])))

@@ -32,10 +32,12 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def short_convolution_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `short_convolution` to x, weight and bias."""
+def short_convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `short_convolution` to x, weight and bias; the first is written to ``out`` if given."""
     w = weight[..., None, None, :]
-    grad_x = grad * w[..., 2]
+    grad_x = torch.mul(grad, w[..., 2], out=out)
     grad_weight = [(grad * x).sum((-1, -2))]
     for lag in range(1, NUM_TAPS):
         if lag < x.shape[-1]:

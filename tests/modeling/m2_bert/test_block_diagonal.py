@@ -41,3 +41,19 @@ def test_gated_gelu_and_its_gradient():
     assert_close(torch.autograd.grad(found, x, grad), torch.autograd.grad(expected, x, grad))
     with torch.no_grad():
         assert_close(gated_gelu(x), expected)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_of_the_gate_and_its_gradient(rate):
+    torch.manual_seed(0)
+    x = torch.randn(2 * 101, 97, dtype=torch.float64, requires_grad=True)
+    y = gated_gelu(x, rate)
+    plain = gated_gelu(x)
+    kept = y != 0
+    sigma = (rate * (1 - rate) / kept.numel()) ** 0.5
+    assert abs(kept.double().mean() - (1 - rate)) < 4 * sigma
+    rounded = round(rate * 2**16) / 2**16
+    assert_close(y, plain * kept / (1 - rounded), atol=0, rtol=1e-14)
+    found, expected = (torch.autograd.grad(z.square().sum(), x)[0] for z in (y, plain * kept / (1 - rounded)))
+    assert_close(found, expected, atol=1e-13, rtol=1e-13)
+    assert not torch.equal(kept, gated_gelu(x, rate) != 0)
