@@ -5,6 +5,8 @@ from transformers import AutoModelForCausalLM
 
 from .elm_likelihood import ElmLikelihood
 from .evaluation import evaluate_elm
+from .refinement_evaluation import evaluate_refinement
+from .refinement_likelihood import RefinementLikelihood
 from .saved_models import load_checkpoint, pick_device
 from .trainers.corpora import Corpus, load_corpus
 from .trainers.packing import iter_packed_rows, pack_rows
@@ -22,14 +24,35 @@ def evaluate_checkpoint(
         options: of `evaluate_elm`.
     """
     model, tokenizer = load_checkpoint(checkpoint, device, dtype)
-    corpus = load_corpus(**corpus_options(data), seed=seed)
-    texts = corpus_part(corpus, part)
+    rows = packed_part(data, part, tokenizer, seed)
+    other = _load_lm(equal_compute_lm, device)
+    return evaluate_elm(model, rows, tokenizer=tokenizer, equal_compute_lm=other, seed=seed, **options)
+
+
+def evaluate_refinement_checkpoint(
+    checkpoint: str,
+    data: dict,
+    part: str,
+    seed: int,
+    device: str | None = None,
+    dtype: str | None = None,
+    equal_compute_lm: str | None = None,
+    max_tokens: int | None = None,
+    batch_size: int = 8,
+) -> RefinementLikelihood:
+    """`evaluate_refinement` of the saved nanoEBM on a part of a corpus; arguments as in `evaluate_checkpoint`."""
+    model, tokenizer = load_checkpoint(checkpoint, device, dtype)
+    rows = packed_part(data, part, tokenizer, seed)
+    options = {"max_tokens": max_tokens, "batch_size": batch_size, "seed": seed, "tokenizer": tokenizer}
+    return evaluate_refinement(model, rows, equal_compute_gpt=_load_lm(equal_compute_lm, device), **options)
+
+
+def packed_part(data: dict, part: str, tokenizer, seed: int):
+    """Rows of ``part`` of the corpus that ``data`` describes, packed as in training; a stream gives a stream."""
+    texts = corpus_part(load_corpus(**corpus_options(data), seed=seed), part)
     packing = {"strategy": data["strategy"], "reset_position_ids": data["reset_position_ids"], "seed": seed}
     pack = pack_rows if isinstance(texts, datasets.Dataset) else iter_packed_rows
-    rows = pack(texts, tokenizer, data["sequence_length"], **packing)
-    if equal_compute_lm is not None:
-        equal_compute_lm = _load_lm(equal_compute_lm).to(pick_device(device)).eval()
-    return evaluate_elm(model, rows, tokenizer=tokenizer, equal_compute_lm=equal_compute_lm, seed=seed, **options)
+    return pack(texts, tokenizer, data["sequence_length"], **packing)
 
 
 def corpus_part(corpus: Corpus, part: str):
@@ -39,8 +62,10 @@ def corpus_part(corpus: Corpus, part: str):
     return corpus.held_out if part == "held_out" else corpus.train
 
 
-def _load_lm(path):
+def _load_lm(path, device):
+    if path is None:
+        return None
     try:
-        return AutoModelForCausalLM.from_pretrained(path)
+        return AutoModelForCausalLM.from_pretrained(path).to(pick_device(device)).eval()
     except (OSError, ValueError) as error:
         raise ValueError(f"equal_compute_lm={path} cannot be loaded as a causal LM: {error}") from error

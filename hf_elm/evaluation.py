@@ -26,7 +26,7 @@ from .candidate_strata import candidate_strata
 from .counted_bytes import TokenBytes
 from .document_totals import DocumentTotals, ratio_estimate
 from .elm_likelihood import ElmLikelihood
-from .evaluation_rows import RowBatch, row_batches
+from .evaluation_rows import RowBatch, leave_out_unknown, row_batches, unknown_token_id
 from .token_log_probs import max_positions, token_log_probs, vocabulary_size
 
 
@@ -111,7 +111,7 @@ def evaluate_elm(
     _check_arguments(model, num_samples, exact_top, max_tokens, max_rows, batch_size, position_fraction)
     settings = _settings(model, method, num_samples, exact_top, max_rows, seed, exact_vocab_limit)
     settings.columns = _kept_columns(position_fraction, seed)
-    settings.unknown_id = _unknown_id(tokenizer)
+    settings.unknown_id = unknown_token_id(tokenizer)
     token_bytes = TokenBytes.of(tokenizer, bytes_per_token, settings.vocab_size)
     totals, num_rows, num_unknown = DocumentTotals(), 0, 0
     if max_tokens is not None:
@@ -123,7 +123,7 @@ def evaluate_elm(
         bar = stack.enter_context(_progress_bar(data, settings, max_tokens, progress))
         for batch in batches:
             num_rows += len(batch.input_ids)
-            num_unknown += _leave_out_unknown(batch, settings.unknown_id)
+            num_unknown += leave_out_unknown(batch, settings.unknown_id)
             room = None if max_tokens is None else max_tokens - totals.num_tokens
             columns = _counted_columns(model, batch, settings, bar, room, equal_compute_lm, token_bytes)
             if columns is not None:
@@ -220,21 +220,6 @@ def _kept_columns(fraction: float, seed: int) -> Tensor | None:
     if fraction == 1.0:
         return None
     return torch.rand(LONGEST_ROW, generator=torch.Generator().manual_seed(seed)) < fraction
-
-
-def _unknown_id(tokenizer) -> int | None:
-    """The token for unknown text; None where there is none, or where it is the end of text (GPT-2, which knows every byte)."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    return None if unknown == getattr(tokenizer, "eos_token_id", None) else unknown
-
-
-def _leave_out_unknown(batch: RowBatch, unknown_id: int | None) -> int:
-    """Takes unknown tokens out of ``batch.counted``; how many there were."""
-    if unknown_id is None:
-        return 0
-    unknown = batch.counted & (batch.input_ids == unknown_id)
-    batch.counted &= ~unknown
-    return int(unknown.sum())
 
 
 def _counted_columns(model, batch, settings, bar, room, equal_compute_lm, token_bytes) -> dict[str, Tensor] | None:

@@ -89,6 +89,21 @@ def document_slices(batch: RowBatch) -> list[tuple[int, int, int]]:
     return slices
 
 
+def unknown_token_id(tokenizer) -> int | None:
+    """The token for unknown text; None where there is none, or where it is the end of text (GPT-2, which knows every byte)."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return None if unknown == getattr(tokenizer, "eos_token_id", None) else unknown
+
+
+def leave_out_unknown(batch: RowBatch, unknown_id: int | None) -> int:
+    """Takes the tokens ``unknown_id`` out of ``batch.counted``; how many there were."""
+    if unknown_id is None:
+        return 0
+    unknown = batch.counted & (batch.input_ids == unknown_id)
+    batch.counted &= ~unknown
+    return int(unknown.sum())
+
+
 def _checked_row(row, number, max_positions, vocab_size) -> dict[str, Tensor]:
     if not isinstance(row, Mapping):
         raise TypeError(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .adapter_folders import base_of_adapter
+
 
 @dataclass(frozen=True)
 class Family:
@@ -25,9 +27,8 @@ class Family:
         vocabulary_in: config field that holds the vocabulary size ("text_config" or None for the config itself).
         adapt_recipe: the recipe that ``hf-elm adapt`` starts from.
         generation: class whose fields are the family's own ``hf-elm generate`` keys; None = it generates no text.
-        residual_energy: tokens have a residual energy, so that `hf_elm.evaluation.evaluate_elm` measures the likelihood; else
-            the trainer's own evaluation does.
-        evaluation: function behind ``hf-elm evaluate`` where there is no residual energy; its keyword-only arguments are keys.
+        residual_energy: tokens have a residual energy, so that `hf_elm.evaluation.evaluate_elm` measures the likelihood.
+        evaluation: function behind ``hf-elm evaluate`` where there is no residual energy; its arguments are the keys.
         encoder: its tokenizer needs [CLS], [SEP] and [MASK].
         quickstart: class that tells the family's story on a small model; its arguments are the ``hf-elm quickstart`` keys.
         quickstart_keys: class whose fields are the family's own ``hf-elm quickstart`` keys.
@@ -80,6 +81,7 @@ FAMILIES = {  # model_type -> family
         training_arguments="hf_elm.trainers.refinement_config:RefinementConfig",
         converter=f"{_NANO_EBM}.convert_nano_ebm:convert_reference_checkpoint",
         generation="hf_elm.recipe_sections:ThinkingSection",
+        evaluation="hf_elm.checkpoint_likelihood:evaluate_refinement_checkpoint",
         quickstart="hf_elm.refinement_quickstart:RefinementQuickstart",
         quickstart_keys="hf_elm.recipe_sections:NanoEBMQuickstartSection",
         residual_energy=False,
@@ -197,7 +199,9 @@ def class_of_checkpoint(checkpoint: str) -> str:
 
 
 def _read_config(checkpoint: str) -> dict[str, Any]:
-    """The config.json of a saved folder or Hub id."""
+    """The config.json of a saved folder or Hub id; of an adapter's folder, that of its base."""
+    if (base := base_of_adapter(checkpoint)) is not None:
+        return _read_config(base)
     folder = Path(checkpoint)
     file = folder / "config.json"
     is_hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/"))

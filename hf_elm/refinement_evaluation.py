@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .counted_bytes import TokenBytes
 from .document_totals import DocumentTotals, ratio_estimate
-from .evaluation_rows import RowBatch, row_batches
+from .evaluation_rows import RowBatch, leave_out_unknown, row_batches, unknown_token_id
 from .modeling.nano_ebm.refinement_loss import next_token_targets
 from .refinement_likelihood import RefinementLikelihood
 from .token_log_probs import token_log_probs, vocabulary_size
@@ -56,7 +56,7 @@ def evaluate_refinement(
         gpt, equal_compute_gpt: other causal LMs over the same vocabulary.
         max_tokens: stop after so many counted tokens, None = all. Rows that can be indexed are then taken in a random order of
             ``seed``, so that the tokens come from many documents.
-        tokenizer: for bits/byte, over the UTF-8 bytes that the counted tokens decode to.
+        tokenizer: for bits/byte, over the UTF-8 bytes that the counted tokens decode to. Its unknown token is not counted.
 
     Raises:
         TypeError: another kind of model, rows that are no dicts of integer sequences.
@@ -66,7 +66,7 @@ def evaluate_refinement(
     others = {"gpt": gpt, "equal_compute_gpt": equal_compute_gpt}
     models = {name: each for name, each in {"nano_ebm": model, **others}.items() if each is not None}
     token_bytes = TokenBytes.of(tokenizer, None, vocabulary_size(model))
-    totals, num_rows = DocumentTotals(), 0
+    totals, num_rows, num_unknown = DocumentTotals(), 0, 0
     if max_tokens is not None and hasattr(data, "select"):
         data = data.select(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist())
     with contextlib.ExitStack() as stack:
@@ -74,6 +74,7 @@ def evaluate_refinement(
             stack.enter_context(_evaluation_mode(each))
         for batch in row_batches(data, batch_size, model.max_positions(), vocabulary_size(model)):
             num_rows += len(batch.input_ids)
+            num_unknown += leave_out_unknown(batch, unknown_token_id(tokenizer))
             _count_what_training_counts(batch, None if max_tokens is None else max_tokens - totals.num_tokens)
             if batch.counted.any():
                 columns = _columns(models, batch, more_think_steps)
@@ -83,7 +84,12 @@ def evaluate_refinement(
                 break
     if not totals.num_tokens:
         raise ValueError("data has no counted tokens: every row is shorter than 2 tokens or is padding.")
-    settings = {"more_think_steps": more_think_steps, "seed": seed, "num_rows": num_rows}
+    settings = {
+        "more_think_steps": more_think_steps,
+        "seed": seed,
+        "num_rows": num_rows,
+        "num_unknown_tokens": num_unknown,
+    }
     return _result(totals, models, settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class RefinementLikelihood:
         bits_per_byte: the same nlls over the bytes of the counted tokens; empty without a tokenizer.
         parameters: trainable parameters of ``nano_ebm``, ``gpt``, ``equal_compute_gpt``.
         cpu_seconds: of their training, where the caller knows them.
+        num_unknown_tokens: tokens left out because they stand for text that the tokenizer does not know.
     """
 
     num_tokens: int
@@ -47,6 +49,7 @@ class RefinementLikelihood:
     bits_per_byte: dict[str, Estimate]
     parameters: dict[str, int]
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    num_unknown_tokens: int = 0
 
     def to_dict(self) -> dict:
         """Flat: each estimate as ``<name>`` and ``<name>_se``, bits/byte as ``<model>_bits_per_byte``; ready for JSON."""
@@ -83,6 +86,8 @@ class RefinementLikelihood:
         title = (
             f"{self.num_tokens:,} tokens in {self.num_documents:,} documents, the same in every row; SE by document"
         )
+        if self.num_unknown_tokens:
+            title += f"; {self.num_unknown_tokens:,} tokens of unknown text left out"
         table = Table(title=Text(title), title_justify="left")
         for name in ("", "weights", "CPU-s", "nats/token", "SE", "bits/byte"):
             table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -90,6 +95,13 @@ class RefinementLikelihood:
             if name in self.estimates:
                 table.add_row(label, *self._cells(name, owner))
         return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=120, highlight=False)
+        console.print(self.table())
+        return console.file.getvalue().rstrip()
 
     def _lines(self):
         """(label, estimate, whose parameters and seconds stand beside it)."""

@@ -1,7 +1,8 @@
 """usage: hf-elm evaluate checkpoint=PATH_OR_ID [key=value ...] [--key value ...]
 
 Likelihood of text under a saved model, beside that of the LM inside it: exact where the vocabulary is small, else an
-interval with valid ends. Of a masked language model: its loss at masked tokens, beside the entropy of their frequencies.
+interval with valid ends. Of a nanoEBM: before and after thinking. Of a masked language model: its loss at masked tokens, beside
+the entropy of their frequencies.
 In the folder of a run the held-out part of its own corpus is used unless data.* says otherwise.
 
   hf-elm evaluate checkpoint=runs/first
@@ -40,11 +41,6 @@ def run(arguments: list[str]) -> None:
         require_writable(output, "output")
     name = family_of_checkpoint(given["checkpoint"])
     family = find_family(name)
-    if not family.residual_energy and family.evaluation is None:
-        raise ValueError(
-            f"checkpoint={given['checkpoint']} is a {name} model, which has no residual energies to measure; its trainer's "
-            "evaluate() reports the likelihood before and after thinking."
-        )
     if family.evaluation:
         _refuse_foreign_keys(given, name, family.evaluation)
     settings = _settings(given)

@@ -117,9 +117,25 @@ def test_errors_are_one_line(run, capsys, arguments, message):
     assert message in error
 
 
-def test_evaluate_says_where_the_likelihood_is(run, capsys):
-    assert main(["evaluate", f"checkpoint={run}"]) != 0
-    assert "before and after thinking" in capsys.readouterr().err
+def test_evaluate_agrees_with_the_trainer_and_leaves_unknown_text_out(run, capsys, tmp_path):
+    assert main(["evaluate", f"checkpoint={run}", f"output={tmp_path / 'own.json'}"]) == 0
+    own, trained = json.loads((tmp_path / "own.json").read_text()), json.loads((run / "likelihood.json").read_text())
+    for name in ("s1", "s2"):
+        assert own[f"{name}_nll"] == pytest.approx(
+            trained[f"eval_nll_{name}"], abs=1e-4
+        )  # the trainer rounds its logs
+    other = tmp_path / "other.txt"
+    other.write_text("def wrap(text): £<|endoftext|>def fill(text): £")
+    assert main(["evaluate", f"checkpoint={run}", f"data.corpus={other}", f"output={tmp_path / 'other.json'}"]) == 0
+    assert json.loads((tmp_path / "other.json").read_text())["num_unknown_tokens"] == 2
+    out = " ".join(capsys.readouterr().out.split())  # titles are broken to the width of the table
+    assert "system 2" in out
+    assert "2 tokens of unknown text left out" in out
+
+
+def test_evaluate_refuses_keys_of_other_families(run, capsys):
+    assert main(["evaluate", f"checkpoint={run}", "num_samples=4"]) == 2
+    assert "num_samples does not concern" in capsys.readouterr().err
 
 
 def test_convert_gives_a_folder_that_generates(tmp_path, capsys):
