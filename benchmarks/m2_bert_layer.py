@@ -20,7 +20,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from record import _quantiles, peak_memory_mib, record
+from record import quantiles, peak_memory_mib, record
 from torch import nn
 
 from hf_elm.modeling.m2_bert import M2BertConfig
@@ -137,16 +137,16 @@ def save(bench, length, times, **fields):
         if "gemm" in times and impl not in ("gemm", "square"):
             square_rate = [2 * 2048**3 / t for t in times["square"]]
             shares = {
-                **_quantiles([g / t for g, t in zip(times["gemm"], series, strict=True)], "gemm_share_"),
-                **_quantiles(
+                **quantiles([g / t for g, t in zip(times["gemm"], series, strict=True)], "gemm_share_"),
+                **quantiles(
                     [dense_flops(length) / t / rate for t, rate in zip(series, square_rate, strict=True)],
                     "square_share_",
                 ),
             }
         record(
             bench, impl=impl, shape={"batch": 1, "seq": length, "hidden": 768}, dtype="float32", metric="cpu_time", unit="ms",
-            n=len(series), **_quantiles([1e3 * t for t in series], ""),
-            **_quantiles([b / t for b, t in zip(base, series, strict=True)], "speedup_"), **shares, **fields,
+            n=len(series), **quantiles([1e3 * t for t in series], ""),
+            **quantiles([b / t for b, t in zip(base, series, strict=True)], "speedup_"), **shares, **fields,
         )  # fmt: skip
 
 

@@ -69,9 +69,30 @@ def cost() -> str:
     )  # fmt: skip
 
 
+def thinking() -> str:
+    sizes = {"tiny": "0.16 M parameters, 800 steps", "small": "0.8 M parameters, 1000 steps"}
+    rows = [
+        ("GPT of as many parameters, as many steps", "gpt", "nll_s1"),
+        ("nanoEBM, system 1 (before thinking)", "nanoebm", "nll_s1"),
+        ("**nanoEBM, system 2 (2 steps of thinking)**", "nanoebm", "nll_s2"),
+        ("nanoEBM, 8 steps of thinking", "nanoebm", "nll_8_steps"),
+        ("GPT given the nanoEBM's CPU time", "gpt_equal_compute", "nll_s1"),
+    ]
+
+    def cell(size, row, name):
+        newest_by_seed = {r["seed"]: r[name] for r in every("refinement_gain", row=row, size=size)}
+        values = sorted(newest_by_seed.values())
+        return f"{sum(values) / len(values):.4f} ({values[0]:.3f} to {values[-1]:.3f}; {len(values)} seeds)"
+
+    return table(
+        ("nats/character", *sizes.values()),
+        *((label, *(cell(size, row, name) for size in sizes)) for label, row, name in rows),
+    )
+
+
 def rewritten(readme: str) -> str:
     """``readme`` with every table made anew."""
-    for make in (quickstart, saturated, cost):
+    for make in (quickstart, saturated, thinking, cost):
         start = f"<!-- {make.__name__} -->"
         before, rest = readme.split(start)
         readme = f"{before}{start}\n{make()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"

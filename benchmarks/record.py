@@ -56,8 +56,8 @@ def alternate(sides: dict, repeats: int, warmup: int = 1) -> dict[str, dict]:
     base = next(iter(times.values()))
     return {
         name: {
-            **_quantiles([1e3 * t for t in series], ""),
-            **_quantiles([t / b for t, b in zip(series, base, strict=True)], "ratio_"),
+            **quantiles([1e3 * t for t in series], ""),
+            **quantiles([t / b for t, b in zip(series, base, strict=True)], "ratio_"),
             "n": repeats,
         }
         for name, series in times.items()
@@ -78,7 +78,7 @@ def peak_memory_mib(code: str) -> float:
     return last - first
 
 
-def _quantiles(values, prefix):
+def quantiles(values, prefix):
     ordered = sorted(values)
     pick = lambda q: round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 4)  # noqa: E731
     return {f"{prefix}p20": pick(0.2), f"{prefix}p50": round(statistics.median(ordered), 4), f"{prefix}p80": pick(0.8)}

@@ -17,7 +17,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from record import _quantiles, record
+from record import quantiles, record
 from torch import nn
 
 from hf_elm.modeling.nano_ebm import NanoEBMConfig, NanoEBMForRefinement
@@ -125,7 +125,7 @@ def speeds_in_turn(sides, repeats):
 
 def write(speeds, name, over, **fields):
     ratios = [speed / base for speed, base in zip(speeds[name], speeds[over], strict=True)]
-    timing = {**_quantiles(speeds[name], ""), **_quantiles(ratios, "ratio_"), "n": len(ratios)}
+    timing = {**quantiles(speeds[name], ""), **quantiles(ratios, "ratio_"), "n": len(ratios)}
     record(
         "thinking_speed",
         impl=name,
