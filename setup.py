@@ -19,6 +19,8 @@ BASE = [
     "rich>=13",
     "numpy>=1.26",
     "tqdm>=4.66",
+    "jinja2>=3.1",
+    "pyyaml>=6.0",
 ]
 EXTRAS = {
     "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18"],

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from .adapter_folders import base_of_adapter, is_quantized
 from .card_files import carry_over
 from .other_heads import keep_other_heads
 from .run_folder import new_folder
@@ -77,7 +78,7 @@ def export_checkpoint(
 ) -> None:
     """Write the saved model, its code, tokenizer, generation config and card to the new folder ``out``; prove that it loads.
 
-    The weights of every head that the checkpoint has are kept.
+    The weights of every head that the checkpoint has are kept. An adapter (PEFT) is merged into its base.
 
     Args:
         sentence_transformers: write `M2BertForSentenceEmbedding` and the modules that sentence-transformers looks for.
@@ -97,10 +98,15 @@ def export_checkpoint(
             model, tokenizer = load_for_modules(checkpoint, **fields)
         else:
             model, tokenizer = load_checkpoint(checkpoint, device="cpu", as_saved=True)
+        if base_of_adapter(checkpoint) is not None and is_quantized(model):
+            raise ValueError(
+                f"checkpoint={checkpoint} adapts a quantised model, into which it cannot be merged; publish the adapter's folder "
+                "as it is, or save its base in full precision."
+            )
         try:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            keep_other_heads(checkpoint, folder, model)
+            keep_other_heads(base_of_adapter(checkpoint) or checkpoint, folder, model)
             if sentence_transformers:
                 write_modules(folder, model)
             carry_over(checkpoint, folder, **(card or {}))

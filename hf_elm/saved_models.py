@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapter_folders import adapted_model, adapter_weights, base_of_adapter
 from .families import class_of_checkpoint, family_of_checkpoint, find_family, resolve
 from .hub_contents import refuse_pickled_weights
 
@@ -53,10 +54,15 @@ def load_weights(
 ) -> tuple[PreTrainedModel, list[str]]:
     """The saved model as ``model_class`` on the CPU, and the names of its weights that the checkpoint lacks.
 
+    Of an adapter's folder it is the base with the adapter merged, see `adapted_model`.
+
     Raises:
         ValueError: damaged weights, pickled ones (which are never opened), an unknown dtype.
     """
     refuse_pickled_weights(checkpoint, "checkpoint")
+    if (base := base_of_adapter(checkpoint)) is not None:
+        model, missing = load_weights(model_class, base, dtype, **options)
+        return adapted_model(model, checkpoint), sorted(set(missing) - adapter_weights(checkpoint))
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f'dtype must be one of {", ".join(DTYPES)}, got "{dtype}".')
     if dtype is not None:
@@ -71,14 +77,20 @@ def load_weights(
 
 
 def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
-    """The tokenizer saved at ``path`` (folder or Hub id); ``option`` is named in the error."""
+    """The tokenizer saved at ``path`` (folder or Hub id), or with the base of an adapter; ``option`` is named in the error."""
+    if (base := base_of_adapter(path)) is not None and not _has_tokenizer(path):
+        path = base
     try:
         return AutoTokenizer.from_pretrained(path)
     except _UNREADABLE as error:
         reason = _first_line(error)
-        if os.path.isdir(path) and not any(os.path.exists(os.path.join(path, name)) for name in _TOKENIZER_FILES):
+        if os.path.isdir(path) and not _has_tokenizer(path):
             reason = "the folder has no tokenizer files; save one there with tokenizer.save_pretrained"
         raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {reason}.") from error
+
+
+def _has_tokenizer(folder):
+    return any(os.path.exists(os.path.join(folder, name)) for name in _TOKENIZER_FILES)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -3,8 +3,8 @@
 Write a self-contained folder, ready for the Hub: safetensors, config with the full auto_map, the model's code, tokenizer,
 generation config, evaluation results and a model card (your own README.md is kept). A fresh interpreter that cannot import
 hf_elm then loads it, compares its outputs and generates; OUT appears only when that went well. OUT must not exist. All heads
-of an M2-BERT encoder are kept; with --sentence-transformers the folder is for SentenceTransformer(OUT, trust_remote_code=True)
-as well, and its vectors are compared too. `hf-elm publish` sends it to the Hub.
+of an M2-BERT encoder are kept, and an adapter is merged into its base; with --sentence-transformers the folder is for
+SentenceTransformer(OUT, trust_remote_code=True) as well, and its vectors are compared too. `hf-elm publish` sends it to the Hub.
 
   hf-elm export runs/first exported/
   hf-elm export m2-bert-2k-retrieval embedder/ --sentence-transformers

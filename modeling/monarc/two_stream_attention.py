@@ -9,8 +9,8 @@ and to itself, in one softmax (MonArc, "Methods"):
 so that candidates never see each other and one pass scores an alternative for every position at once.
 
 The streams reach any transformers decoder through its attention registry: `TWO_STREAM` is registered as an attention
-implementation and as a mask function, and `stream_pass` selects it for the duration of one decoder call. Three backends
-compute the candidate attention, equal in outputs and gradients:
+implementation, and `stream_pass` selects it for the duration of one decoder call. Three backends compute the candidate
+attention, equal in outputs and gradients:
 
 * ``merged``: flash attention over the prefix, the self term merged through the log-sum-exp; no T x T tensor (CPU kernel).
 * ``sdpa``: one masked `scaled_dot_product_attention` over [prefix ; self]; any device, supports attention dropout.
@@ -18,6 +18,7 @@ compute the candidate attention, equal in outputs and gradients:
 """
 
 import functools
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -26,11 +27,12 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-TWO_STREAM = "monarc_two_stream"
+# transformers' registry is one for the process, which may hold this file several times: each Hub repository and commit has its own
+TWO_STREAM = f"monarc_two_stream_{zlib.crc32(__name__.encode()):08x}"
 BACKENDS = ("merged", "sdpa", "eager")
 MASKED_SCORE = -1e30  # finite: a fully masked row keeps a finite log-sum-exp, and its weight underflows to exactly 0
 
@@ -328,10 +330,6 @@ def _eager_true_attention(query, key, value, mask, scaling):
     return (torch.softmax(scores, -1) @ value).transpose(1, 2).contiguous()
 
 
-def two_stream_mask(*args, **kwargs):
-    """Mask function of `TWO_STREAM`: the stream's own mask, whatever the decoder would have built."""
-    return _STREAM.get().mask
-
-
+# Without a mask function of that name decoders build no mask: every stream has its own, and to build one transformers would look
+# for packed documents in the positions, for which the host waits in every pass.
 AttentionInterface.register(TWO_STREAM, two_stream_attention)
-AttentionMaskInterface.register(TWO_STREAM, two_stream_mask)

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from hf_elm.modeling.monarc.two_stream_attention import (
     BACKENDS,
+    TWO_STREAM,
     Stream,
     candidate_attention,
     current_stream,
@@ -174,7 +175,7 @@ def test_the_users_attention_is_restored_after_an_error():
 
     with pytest.raises(IndexError):
         fail()
-    assert seen == ["monarc_two_stream"]
+    assert seen == [TWO_STREAM]
     assert config._attn_implementation == "sdpa"
     assert current_stream() is None
 
