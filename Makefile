@@ -6,6 +6,7 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TEST_INSTALLED := $(VENV)/.test-installed
 LINT_INSTALLED := $(VENV)/.lint-installed
 
 export TOKENIZERS_PARALLELISM := false
@@ -15,19 +16,23 @@ export TOKENIZERS_PARALLELISM := false
 quickstart: $(INSTALLED)
 	$(BIN)/hf-elm quickstart $(ARGS)
 
-test: $(INSTALLED)
+test: $(TEST_INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(LINT_INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-install: $(INSTALLED)
+install: $(TEST_INSTALLED)
 
 # the stamp makes a second call quick; a change of the metadata installs again
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot,retrieval,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot]"
+	touch $@
+
+$(TEST_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,plot,retrieval,eval,test]"
 	touch $@
 
 $(LINT_INSTALLED): $(INSTALLED)

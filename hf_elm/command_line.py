@@ -16,9 +16,12 @@ from .recipe_keys import Schema
 
 
 COMMANDS = {  # name -> what it does; the module is hf_elm.commands.<name>
+    "prepare": "tokenise and pack a corpus into shards, in parallel, resumable",
     "train": "train a model, from scratch or from a checkpoint",
     "adapt": "turn an existing causal LM into an energy-based one",
     "evaluate": "likelihood of held-out text, exact or as an interval with valid ends",
+    "eval": "tasks of the lm-evaluation-harness, the LM beside the ELM (system 1 beside 2)",
+    "compare": "several models on the same documents: likelihoods, paired differences, cost",
     "retrieve": "how well an encoder finds documents, BM25 beside it",
     "generate": "continue a prompt, streaming",
     "embed": "one vector per text, from files or standard input, resumable",
@@ -31,12 +34,15 @@ COMMANDS = {  # name -> what it does; the module is hf_elm.commands.<name>
 }
 _USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-_TRAIN_PACKAGES = ("accelerate", "datasets", "peft")  # of the extra "train"
+_TRAIN_PACKAGES = ("accelerate", "datasets", "peft", "torchdata")  # of the extra "train"
 _OWN_FOLDERS = ("hf_elm", "modeling", "trainers", "model_cards")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit status: 0 done, 2 wrong input (one line on stderr), 1 a fault of ours, 130 interrupted."""
+    """Run one command; its exit status: 0 done, 2 wrong input (one line on stderr), 1 a fault of ours, 130 interrupted.
+
+    A training that SIGTERM ended raises SystemExit with status 143, after saving a checkpoint.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
@@ -113,7 +119,8 @@ def overview() -> str:
             *lines,
             "",
             "`hf-elm COMMAND --help` lists every key. `key=value` and `--key value` mean the same, and win over the recipe.",
-            "Exit status: 0 done, 2 wrong input, 1 a fault (HF_ELM_DEBUG=1 shows the traceback of any error).",
+            "Exit status: 0 done, 2 wrong input, 1 a fault (HF_ELM_DEBUG=1 shows the traceback of any error), 143 ended by SIGTERM after",
+            "saving a checkpoint.",
             "",
         ]
     )

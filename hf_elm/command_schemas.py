@@ -62,10 +62,27 @@ def training_schema(family: str = "monarc", objective: str | None = None) -> Sch
             ),
             *own,
             *(key for key in inherited if key.name not in names and key.name != "train.output_dir"),
+            *section(
+                f"{_SECTIONS}:PeftSection",
+                "peft.",
+                "peft (adapters in the place of the weights; any key turns them on)",
+            ),
             *section(f"{_SECTIONS}:FinalEvaluationSection", "evaluate.", evaluation),
             *(section(_EVALUATION, "evaluate.", evaluation, exclude=_NOT_OPTIONS) if found.residual_energy else ()),
         ],
         ALIASES | found.aliases,
+    )
+
+
+def preparation_schema() -> Schema:
+    """Keys of ``prepare``."""
+    return Schema(
+        [
+            *section(f"{_SECTIONS}:PrepareSection", "", "prepare"),
+            *section(f"{_SECTIONS}:TokenizerSection", "tokenizer.", "tokenizer"),
+            *section(f"{_SECTIONS}:DataSection", "data.", "data", exclude={"streaming"}),
+        ],
+        {"data.block_size": "data.sequence_length", "corpus": "data.corpus"},
     )
 
 
@@ -80,6 +97,24 @@ def evaluation_schema() -> Schema:
         ],
         {"data.block_size": "data.sequence_length"},
     )
+
+
+def task_schema() -> Schema:
+    """Keys of ``eval``."""
+    keys = [
+        *section(f"{_SECTIONS}:CheckpointSection", "", "model"),
+        *section("hf_elm.evaluation_sections:TaskSection", "", "tasks"),
+    ]
+    return Schema(keys, {"model": "checkpoint", "pretrained": "checkpoint", "output_path": "output"})
+
+
+def comparison_schema() -> Schema:
+    """Keys of ``compare``."""
+    heading = "data (missing: as in the run that wrote the first model)"
+    names = {"corpus", "config_name", "split", "text_column", "streaming", "held_out_fraction", "max_bytes"}
+    data = [key for key in section(f"{_SECTIONS}:DataSection", "data.", heading) if key.name.split(".")[1] in names]
+    own = section("hf_elm.evaluation_sections:CompareSection", "", "comparison")
+    return Schema([*own, *data], {"corpus": "data.corpus"})
 
 
 def generation_schema(family: str | None = None) -> Schema:

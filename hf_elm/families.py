@@ -187,6 +187,15 @@ def family_of_checkpoint(checkpoint: str) -> str:
     return model_type
 
 
+def read_model_type(checkpoint: str) -> str | None:
+    """The ``model_type`` that a saved folder or Hub id declares, of whatever library; None where it declares none.
+
+    Raises:
+        FileNotFoundError, ValueError: see `family_of_checkpoint`.
+    """
+    return _read_config(checkpoint).get("model_type")
+
+
 def class_of_checkpoint(checkpoint: str) -> str:
     """``"package.module:name"`` of the class that was saved, by config.json; the class that the family trains where it says none.
 
