@@ -33,11 +33,14 @@ class ModelSource:
         preset: named size of a new model, e.g. tiny, 163m, 430m.
         base: path or Hub id of an existing causal LM to wrap.
         checkpoint: path or Hub id of a saved model of this family to train further.
+        quantization: int8 (torchao), 8bit or 4bit (bitsandbytes): the weights of model.base are stored so while an adapter is
+            trained (peft.*) and the energy is in full precision; the base is saved as it was before.
     """
 
     preset: str | None = None
     base: str | None = None
     checkpoint: str | None = None
+    quantization: str | None = None
 
 
 @dataclass
@@ -61,7 +64,8 @@ class DataSection:
     """The text and how it becomes rows.
 
     Args:
-        corpus: stdlib (the interpreter's own library sources), a file, a folder, a glob, or a Hub dataset id.
+        corpus: stdlib (the interpreter's own library sources), a file, a folder, a glob, a Hub dataset id, or a folder that
+            `hf-elm prepare` wrote.
         config_name: configuration of a Hub dataset, e.g. sample-10BT.
         split: split of a Hub dataset.
         text_column: column that holds the text.
@@ -103,6 +107,47 @@ class PairSection:
     held_out_fraction: float = 0.1
     max_pairs: int | None = None
     sequence_length: int = 256
+
+
+@dataclass
+class PeftSection:
+    """Low-rank adapters (PEFT's LoRA) instead of the model's own weights; any key of this section turns them on.
+
+    Args:
+        r: rank.
+        lora_alpha: the adapters' product is multiplied by lora_alpha / r.
+        lora_dropout: dropout of the adapters' input.
+        target_modules: all-linear (every linear layer but the output embedding), names of layers, or a regular expression; [] is
+            none, so that modules_to_save alone is trained.
+        modules_to_save: modules trained in full; missing: the energy head (monarc), the refinement (nano_ebm), none (m2_bert).
+    """
+
+    r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    modules_to_save: list[str] | None = None
+
+
+@dataclass
+class PrepareSection:
+    """What ``hf-elm prepare`` writes, and how.
+
+    Args:
+        output: folder to write; new, or that of an interrupted preparation.
+        family: model family that the rows are for: an encoder's hold one document or a piece of one, the others' are packed.
+        seed: seeds the split into train and held-out, and the order of the documents.
+        shard_documents: documents per shard.
+        num_proc: processes; the rows do not depend on it.
+        progress: show a progress bar.
+    """
+
+    output: str | None = None
+    family: str = "monarc"
+    seed: int = 0
+    shard_documents: int = 20000
+    num_proc: int = 1
+    progress: bool = True
 
 
 @dataclass

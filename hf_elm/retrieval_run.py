@@ -12,6 +12,7 @@ from .families import find_family, resolve
 from .retrieval_evaluation import evaluate_retrieval
 from .retrieval_tasks import task_of_pairs
 from .saved_models import load_weights
+from .trainers.peft_adapters import base_model
 
 
 logger = logging.get_logger(__name__)
@@ -35,7 +36,7 @@ def load_model_to_embed(checkpoint: str, **fields: Any) -> PreTrainedModel:
 
 def final_retrieval(run) -> dict[str, Any]:
     """Ranks the held-out documents of a `TrainingRun` by its model and by BM25; written and printed."""
-    model = run.trainer.accelerator.unwrap_model(run.trainer.model).eval()
+    model = base_model(run.trainer.accelerator.unwrap_model(run.trainer.model)).eval()
     arguments = run.trainer.args
     result = evaluate_retrieval(
         model,

@@ -12,9 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import run_folder
+from .adapter_folders import keep_base, lora_config
 from .environment import describe_environment
 from .evaluation import evaluate_elm
 from .families import Family, find_family, resolve
+from .prepared_settings import prepared_tokenizer
+from .quantized_weights import quantization_config
 from .recipe_sections import DataSection
 from .retrieval_evaluation import require_bm25
 from .retrieval_run import final_retrieval, load_model_to_embed
@@ -22,6 +25,8 @@ from .saved_models import load_model
 from .trainers.checkpoint_folders import last_usable_checkpoint
 from .trainers.corpora import Corpus, load_corpus
 from .trainers.pair_corpora import PairCorpus, load_pairs
+from .trainers.peft_adapters import base_model
+from .trainers.prepared_rows import PreparedCorpus
 from .trainers.tokenization import build_tokenizer
 
 
@@ -57,6 +62,7 @@ def prepare(settings: dict[str, Any]) -> TrainingRun:
     corpus = load(**corpus_options(settings["data"], load), seed=settings["seed"])
     tokenizer = make_tokenizer(settings, corpus)
     model = make_model(family, settings, tokenizer)
+    adapters = {"peft_config": lora_config(settings["peft"])} if "peft" in settings else {}
     with _refusals_of("train settings"):
         trainer = resolve(family.trainer)(
             model=model,
@@ -64,6 +70,7 @@ def prepare(settings: dict[str, Any]) -> TrainingRun:
             train_dataset=corpus.train,
             eval_dataset=corpus.held_out,
             processing_class=tokenizer,
+            **adapters,
         )
     return TrainingRun(settings, arguments.output_dir, corpus, tokenizer, model, trainer)
 
@@ -85,9 +92,19 @@ def execute(run: TrainingRun) -> dict[str, Any] | None:
             os.path.join(run.output_dir, run_folder.RECIPE), run_folder.dump_recipe(run.settings)
         )
         run_folder.write_json(os.path.join(run.output_dir, run_folder.ENVIRONMENT), describe_environment())
+    if "peft" in run.settings:
+        keep_base(run.trainer.model, run.settings, run.output_dir)
     run.trainer.train(resume_from_checkpoint=True if resume else None)
     run.trainer.save_state()
     run.trainer.save_model()
+    result = _final_evaluation(run)
+    if run.trainer.args.push_to_hub:  # the push at the end of training came before the results
+        run.trainer.push_to_hub(commit_message="Evaluation results")
+    return result
+
+
+def _final_evaluation(run):
+    """The likelihood or ranking that ends a run, written and printed; None where it is to be skipped."""
     options = dict(run.settings["evaluate"])
     if options.pop("skip"):
         return None
@@ -110,13 +127,21 @@ def _held_out_metrics(run):
 
 
 def _likelihood(run, options):
-    model = run.trainer.accelerator.unwrap_model(run.trainer.model).eval()
+    model = _whole_model(run).eval()
     result = evaluate_elm(
         model, run.trainer.eval_dataset, tokenizer=run.tokenizer, seed=run.settings["seed"], **options
     )
     run_folder.write_json(os.path.join(run.output_dir, run_folder.LIKELIHOOD), result.to_dict())
     sys.stdout.write(f"{result}\n")
     return result.to_dict()
+
+
+def _whole_model(run):
+    """The trained model for one process alone: where its weights are sharded over processes, the one that was just saved."""
+    model = base_model(run.trainer.accelerator.unwrap_model(run.trainer.model))
+    if any(hasattr(p, "full_tensor") or hasattr(p, "ds_id") for p in model.parameters()):  # FSDP2, ZeRO-3
+        return base_model(load_model(run.output_dir).to(run.trainer.args.device))
+    return model
 
 
 def trained_family(settings: dict[str, Any]) -> Family:
@@ -155,11 +180,13 @@ def _training_arguments(family, settings):
 def make_tokenizer(settings: dict[str, Any], corpus: Corpus) -> PreTrainedTokenizerBase:
     """The tokenizer of the ``tokenizer`` section; by default that of the model to start from, else bytes.
 
-    For an encoder it has [CLS], [SEP], [MASK] and [PAD].
+    Prepared rows bring theirs. For an encoder it has [CLS], [SEP], [MASK] and [PAD].
 
     Raises:
-        ValueError: kind and path contradict each other, or the tokenizer cannot be loaded.
+        ValueError: kind and path contradict each other, or the tokenizer cannot be loaded; see also `prepared_tokenizer`.
     """
+    if isinstance(corpus, PreparedCorpus):
+        return prepared_tokenizer(settings, corpus)
     options, model, encoder = settings["tokenizer"], settings["model"], find_family(settings["family"]).encoder
     kind, path = options["kind"], options["path"]
     if kind not in (None, "byte", "char", "bpe", "pretrained"):
@@ -200,6 +227,13 @@ def make_model(family: Family, settings: dict[str, Any], tokenizer: PreTrainedTo
         )
     torch.manual_seed(settings["seed"])
     length = settings["data"]["sequence_length"]
+    if (kind := fields.pop("quantization", None)) is not None:
+        if sources["base"] is None or "peft" not in settings:
+            raise ValueError(
+                f"model.quantization={kind} needs model.base, whose weights are quantised, and an adapter to train beside them: "
+                "peft.target_modules=[] trains the energy alone, peft.r=8 the LM too."
+            )
+        fields["quantization_config"] = quantization_config(kind)
     if sources["base"] is not None:
         model = _wrap(family, sources["base"], fields)
     elif sources["checkpoint"] is not None:

@@ -4,16 +4,30 @@ import contextlib
 import os
 
 import torch
-from transformers import Trainer
+from transformers.utils import logging
 
 from .card_writer import write_card
-from .checkpoint_folders import last_usable_checkpoint, staged, why_unusable, written_whole
+from .checkpoint_folders import (
+    broken_checkpoints,
+    clear_leftovers,
+    last_usable_checkpoint,
+    require_writable,
+    staged,
+    why_unusable,
+    write_file_list,
+    written_whole,
+)
 from .finite_guard import FiniteGuard, NonFiniteError
 from .peft_adapters import with_adapters
 from .run_records import MetricsFile, MetricWindow, peak_memory_mib
+from .stream_trainer import StreamTrainer
+from .termination import CHECK_INTERVAL, TerminationWatch, TrainingTerminated, announce
 
 
-class RecordedTrainer(Trainer):
+logger = logging.get_logger(__name__)
+
+
+class RecordedTrainer(StreamTrainer):
     """Base of the package's trainers, whatever they learn from; what it adds to `Trainer`:
 
     * Metrics that ``compute_loss`` puts into ``train_window`` and ``eval_window`` are logged as means over steps and ranks, with
@@ -21,6 +35,8 @@ class RecordedTrainer(Trainer):
       ``state.num_input_tokens_seen`` counts the window's tokens, across resumed runs.
     * A non-finite loss or gradient norm raises `NonFiniteError` before anything bad is saved.
     * A checkpoint is written whole or not at all, and refused at resume when it is not whole.
+    * SIGTERM saves a checkpoint after the step at hand and exits with status 143, see `termination`.
+    * A stream is resumed where it stood, see `StreamTrainer`.
     * Every log is a line of ``metrics.jsonl``.
     * ``peft_config`` trains PEFT adapters, and `modules_trained_whole` beside them, instead of the weights: see `with_adapters`.
 
@@ -37,13 +53,16 @@ class RecordedTrainer(Trainer):
                 f"torchrun --nproc_per_node {args.n_gpu}, or choose one with CUDA_VISIBLE_DEVICES=0."
             )
         if peft_config is not None:
-            model = with_adapters(model, peft_config, self.modules_trained_whole(model))
+            whole = self.modules_trained_whole(model)
+            model = with_adapters(model, peft_config, whole, adapts_lm=getattr(args, "freeze_lm", None) is False)
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = True
         self.train_window, self.eval_window = MetricWindow(), MetricWindow()
         self.finite_guard = FiniteGuard()
         self.micro_step = 0  # batches since the last optimizer step, or since the evaluation began
         self._tokens_before_window = 0
+        self.termination = TerminationWatch(self._any_rank, 1 if args.device.type == "cpu" else CHECK_INTERVAL)
+        self.add_callback(self.termination)
         if args.metrics_file:
             self.add_callback(MetricsFile(os.path.join(args.output_dir, args.metrics_file)))
 
@@ -55,9 +74,18 @@ class RecordedTrainer(Trainer):
         self.micro_step = 0
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
+    def _any_rank(self, condition: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return condition
+        return bool(self.accelerator.reduce(torch.tensor(int(condition), device=self.args.device), "sum").item())
+
     def _rank_scale(self):
         # Losses are divided by the items of all ranks, but gradients are averaged over ranks: this makes it their sum.
         return self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
+
+    def _data_rank(self):
+        """Which share of the rows is this process's: tensor-parallel ranks have the same rows, and need the same negatives."""
+        return self.args.process_index // self.get_tp_size()
 
     # --------------------------------------------------------------------------------------------- finite values
 
@@ -156,14 +184,25 @@ class RecordedTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As transformers', after checking that the checkpoint to resume from is whole.
 
-        ``resume_from_checkpoint=True`` takes the last whole one below ``output_dir`` and passes over broken ones.
+        ``resume_from_checkpoint=True`` takes the last whole one below ``output_dir`` and passes over broken ones, each with a warning.
 
         Raises:
-            ValueError: the given checkpoint is not whole, or there is none.
-            NonFiniteError, CheckpointSaveError: see `RecordedTrainer`.
+            ValueError: the given checkpoint is not whole, or there is none; a stream cannot go on from it.
+            PermissionError: output_dir cannot be written.
+            NonFiniteError, CheckpointSaveError, TrainingTerminated: see `RecordedTrainer`.
         """
-        result = super().train(resume_from_checkpoint=self._usable_checkpoint(resume_from_checkpoint), **kwargs)
+        if self.args.should_save:
+            require_writable(self.args.output_dir)
+            clear_leftovers(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        checkpoint = self._usable_checkpoint(resume_from_checkpoint)
+        with self.termination.watching():
+            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self.stop_if_nonfinite()
+        if self.termination.stopping:
+            if self.is_world_process_zero():
+                announce(last_usable_checkpoint(self.args.output_dir), self.state.global_step)
+            raise TrainingTerminated
         return result
 
     def _usable_checkpoint(self, resume_from_checkpoint):
@@ -175,12 +214,18 @@ class RecordedTrainer(Trainer):
                 raise ValueError(
                     f"resume_from_checkpoint=True, but {self.args.output_dir} holds no whole checkpoint; start without it."
                 )
+            self._warn_of_broken_checkpoints(last)
             return last
         reason = why_unusable(resume_from_checkpoint)
         if reason is not None:
             remedy = f"; the last whole checkpoint in output_dir is {last}" if last else ""
             raise ValueError(f'resume_from_checkpoint="{resume_from_checkpoint}" cannot be used: {reason}{remedy}.')
         return resume_from_checkpoint
+
+    def _warn_of_broken_checkpoints(self, last):
+        if self.is_world_process_zero():
+            for folder, reason in broken_checkpoints(self.args.output_dir, newer_than=last):
+                logger.warning("%s is passed over: %s. Resuming from %s.", folder, reason, last)
 
     def _save_checkpoint(self, model, trial):
         folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
@@ -189,7 +234,12 @@ class RecordedTrainer(Trainer):
                 stack.enter_context(written_whole(folder))
             self.accelerator.wait_for_everyone()  # a folder of that name has been set aside
             self._count_tokens()
+            self.save_stream_state(folder)
+            self.accelerator.wait_for_everyone()  # before trainer_state.json, which says that all is there
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_file_list(folder)
 
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:

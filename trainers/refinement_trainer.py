@@ -10,6 +10,7 @@ from ..modeling.nano_ebm.configuration_nano_ebm import NanoEBMConfig
 from ..modeling.nano_ebm.modeling_nano_ebm import NanoEBMForRefinement
 from ..modeling.nano_ebm.refinement_loss import next_token_targets
 from .packing import PackingCollator
+from .peft_adapters import base_model
 from .refinement_config import RefinementConfig
 from .residual_energy_trainer import negatives_seed, seeded_generator
 from .token_trainer import TokenTrainer
@@ -35,7 +36,8 @@ class RefinementTrainer(TokenTrainer):
             ``labels``, optionally ``segment_ids``, ``attention_mask``, ``position_ids``. ``eval_dataset`` may be a dict of them.
         processing_class: the tokenizer; None = the one saved with ``model`` when that is a path or id.
         data_collator: None = padding to the longest row.
-        kwargs: ``callbacks``, ``optimizers``, ``compute_metrics``, … as in `transformers.Trainer`.
+        kwargs: ``peft_config``: PEFT adapters are trained in the place of the language model's weights, the refinement in full;
+            ``callbacks``, ``optimizers``, ``compute_metrics``, … as in `transformers.Trainer`.
     """
 
     watched = ("nll_s1", "nll_s2", "contrastive_loss", "info_nce_loss")
@@ -54,9 +56,10 @@ class RefinementTrainer(TokenTrainer):
         if processing_class is None and isinstance(model, str):
             processing_class = saved_tokenizer(model)
         train_dataset, eval_dataset = training_and_evaluation_rows(train_dataset, eval_dataset, processing_class, args)
-        self.refined_model = refinement_model(model)  # later without Accelerate's wrapper
+        model = refinement_model(model)
+        self.refined_model = base_model(model)  # without PEFT's wrapper, and later without Accelerate's
         super().__init__(
-            model=self.refined_model,
+            model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -64,6 +67,11 @@ class RefinementTrainer(TokenTrainer):
             data_collator=data_collator or PackingCollator(getattr(processing_class, "pad_token_id", None) or 0),
             **kwargs,
         )
+
+    def modules_trained_whole(self, model):
+        """The refinement: energy terms, step sizes that learn, stored chains."""
+        learns = {"energy": True, "step_sizes": model.config.think_lr_learnable, "chains": True}
+        return [name for name, learnt in learns.items() if learnt and getattr(model, name) is not None]
 
     # --------------------------------------------------------------------------------------------- TokenTrainer
 
@@ -74,7 +82,7 @@ class RefinementTrainer(TokenTrainer):
 
     def forward_arguments(self, training, wants_logits):
         step = self.state.global_step if training else -1  # the same negatives in every evaluation
-        seed = negatives_seed(self.args.seed, self.args.process_index, step, self.micro_step)
+        seed = negatives_seed(self.args.seed, self._data_rank(), step, self.micro_step)
         arguments = {"generator": seeded_generator(seed, self.args.device), "output_energies": not training}
         if training and step < self.args.system_one_steps:
             arguments["use_thinking"] = False
@@ -118,7 +126,7 @@ def refinement_model(model) -> NanoEBMForRefinement:
             return NanoEBMForRefinement.from_pretrained(model)
         return NanoEBMForRefinement.from_causal_lm(str(model))
     if getattr(getattr(model, "config", None), "model_type", None) == NanoEBMConfig.model_type:
-        return model  # of the package, or of a Hub folder's own code
+        return model  # of the package or of a Hub folder's own code, also inside PEFT's wrapper
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"model must be a NanoEBMForRefinement, a transformers causal LM, or a path or Hub id, got {type(model).__name__}."

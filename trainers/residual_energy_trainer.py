@@ -5,8 +5,9 @@ import hashlib
 import torch
 from torch import nn
 
-from .energy_models import base_model, prepare_energy_model
+from .energy_models import prepare_energy_model
 from .packing import PackingCollator
+from .peft_adapters import base_model
 from .residual_energy_config import ResidualEnergyConfig
 from .token_trainer import TokenTrainer
 from .training_rows import saved_tokenizer, training_and_evaluation_rows
@@ -28,7 +29,8 @@ class ResidualEnergyTrainer(TokenTrainer):
             optionally ``labels``, ``segment_ids``, ``attention_mask``, ``position_ids``, ``negatives (K, seq)``. ``eval_dataset``
             may be a dict of datasets.
         processing_class: the tokenizer; None = the one saved with ``model`` when that is a path or id.
-        peft_config: trains PEFT adapters in the LM; the energy head is trained in full.
+        peft_config: trains PEFT adapters in the place of the LM's weights; the energy head is trained in full, unless
+            ``modules_to_save`` says otherwise or ``target_modules`` reaches into it.
         data_collator: None = padding to the longest row.
         kwargs: ``callbacks``, ``optimizers``, ``compute_metrics``, … as in `transformers.Trainer`.
     """
@@ -51,7 +53,7 @@ class ResidualEnergyTrainer(TokenTrainer):
         if processing_class is None and isinstance(model, str):
             processing_class = saved_tokenizer(model)
         train_dataset, eval_dataset = training_and_evaluation_rows(train_dataset, eval_dataset, processing_class, args)
-        model = prepare_energy_model(model, args, peft_config)
+        model = prepare_energy_model(model, args)
         self.energy_model = base_model(model)  # without PEFT's wrapper, and later without Accelerate's
         use_cache = vars(self.energy_model.config).get("use_cache")
         super().__init__(
@@ -60,6 +62,7 @@ class ResidualEnergyTrainer(TokenTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            peft_config=peft_config,
             data_collator=data_collator or PackingCollator(getattr(processing_class, "pad_token_id", None) or 0),
             **kwargs,
         )
@@ -67,6 +70,15 @@ class ResidualEnergyTrainer(TokenTrainer):
         self.energy_model.config.use_cache = use_cache
         if use_cache is None:
             del self.energy_model.config.use_cache
+
+    def modules_trained_whole(self, model):
+        if model.energy_adapter is not None:
+            raise ValueError(
+                f"peft_config together with config.energy_adapter_rank={model.config.energy_adapter_rank}: PEFT would train copies "
+                "of the energy adapter that the LM's layers do not use. Set energy_adapter_rank=0, or train the two one after the "
+                "other."
+            )
+        return ["energy_head"]
 
     # --------------------------------------------------------------------------------------------- TokenTrainer
 
@@ -85,7 +97,7 @@ class ResidualEnergyTrainer(TokenTrainer):
 
     def forward_arguments(self, training, wants_logits):
         step = self.state.global_step if training else -1  # the same negatives in every evaluation
-        seed = negatives_seed(self.args.seed, self.args.process_index, step, self.micro_step)
+        seed = negatives_seed(self.args.seed, self._data_rank(), step, self.micro_step)
         arguments = {"generator": seeded_generator(seed, self.args.device), "output_logits": wants_logits}
         return arguments if training else arguments | {"negative_fraction": 1.0}
 

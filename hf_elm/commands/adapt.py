@@ -5,14 +5,15 @@ trained (monarc_adapt_frozen); monarc_adapt_joint trains both. All else is as in
 
   hf-elm adapt model.base=my_lm/ data.corpus=my_texts/
   hf-elm adapt monarc_adapt_joint model.base=HuggingFaceTB/SmolLM2-135M data.sequence_length=512
+  hf-elm adapt monarc_adapt_joint model.base=my_lm/ peft.r=8
 """
 
-from ..command_schemas import training_schema
 from ..families import find_family
-from .train import named_family, resolve_settings, train
+from ..process_launch import split_launch
+from .train import named_family, resolve_settings, schema, start
 
 
-schema = training_schema
+__all__ = ["run", "schema"]
 
 
 def run(arguments: list[str]) -> None:
@@ -21,6 +22,7 @@ def run(arguments: list[str]) -> None:
     Raises:
         ValueError: no model.base, or a family that cannot adapt.
     """
+    request, arguments = split_launch(arguments)
     family = named_family(arguments)
     recipe = find_family(family).adapt_recipe
     if recipe is None:
@@ -28,4 +30,4 @@ def run(arguments: list[str]) -> None:
     settings = resolve_settings(arguments, "adapt", default_recipe=recipe)
     if not settings.get("model", {}).get("base"):
         raise ValueError("adapt needs the LM to start from: model.base=<folder or Hub id of a causal LM>.")
-    train(settings)
+    start(request, "adapt", arguments, settings)

@@ -2,11 +2,15 @@
 
 Train a model on text: from scratch (model.preset), around an existing LM (model.base) or further (model.checkpoint).
 RECIPE is a file or the name of a bundled recipe. The run's folder gets recipe.yaml, environment.json, metrics.jsonl,
-checkpoints, the model with its tokenizer, and likelihood.json.
+checkpoints, the model with its tokenizer, and likelihood.json. With peft.* it gets an adapter instead of the model, and its
+base where that is saved nowhere else.
 
   hf-elm train monarc_tiny output_dir=runs/first
   hf-elm train monarc_tiny data.corpus=my_texts/ --train.max_steps 500 --train.learning-rate=1e-3
   hf-elm train monarc_tiny output_dir=runs/first resume=true
+  hf-elm train model.checkpoint=runs/first output_dir=runs/adapter peft.r=8 peft.target_modules=[q_proj,v_proj]
+  hf-elm train monarc_163m_fineweb --launch torchrun launch.nproc_per_node=8
+  hf-elm train monarc_163m_fineweb launch=accelerate launch.config=fsdp2 launch.num_processes=8 -- --main_process_port 29501
   torchrun --nproc_per_node 8 -m hf_elm train monarc_163m_fineweb
 """
 
@@ -19,21 +23,40 @@ import yaml
 
 from .. import run_folder
 from ..command_schemas import training_schema
+from ..process_launch import FSDP_LAYERS, launch, split_launch, with_launch_keys
+from ..recipe_keys import Schema
 from ..recipes import find_recipe, literal_defaults, merge, read_recipe, split_arguments
 
 
-schema = training_schema
 DEFAULT_FAMILY = "monarc"
 _SECTIONS_WITH_DEFAULTS = ("data", "tokenizer", "evaluate")
 
 
+def schema() -> Schema:
+    """The keys of the command."""
+    return with_launch_keys(training_schema())
+
+
 def run(arguments: list[str]) -> None:
-    """Resolve the settings, claim the folder, train."""
+    """Resolve the settings, claim the folder, train; with ``launch=`` as several processes."""
     if not arguments:
         raise ValueError(
             "give a recipe or key=value pairs, for example `hf-elm train monarc_tiny`; --help lists the keys."
         )
-    train(resolve_settings(arguments, "train"))
+    request, arguments = split_launch(arguments)
+    settings = resolve_settings(arguments, "train")
+    start(request, "train", arguments, settings)
+
+
+def start(request, command: str, arguments: list[str], settings: dict[str, Any]) -> None:
+    """Train here, or become the launcher that does so on every rank; wrong settings are refused before anything starts."""
+    if request is None:
+        train(settings)
+        return
+    run_folder.claim(settings["train"]["output_dir"], settings, settings["resume"])
+    model = settings["model"]
+    own_layers = model.get("base") is None and model.get("text_config") is None
+    launch(request, command, arguments, FSDP_LAYERS.get(settings["family"].replace("-", "_")) if own_layers else None)
 
 
 def train(settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -57,7 +80,8 @@ def resolve_settings(arguments: list[str], command: str, default_recipe: str | N
         raise ValueError(f"one recipe at most, got {' and '.join(positionals)}. Settings are written key=value.")
     recipe = positionals[0] if positionals else default_recipe
     from_file = read_recipe(recipe, schema) if recipe else {}
-    layers = [_defaults(schema, recipe or command), from_file, given]
+    adapters = ("peft",) if any(name.startswith("peft.") for name in (*from_file, *given)) else ()
+    layers = [_defaults(schema, recipe or command, (*_SECTIONS_WITH_DEFAULTS, *adapters)), from_file, given]
     return {"model": {}, **merge(*layers)}
 
 
@@ -78,8 +102,6 @@ def named(arguments: list[str], key: str) -> str | None:
     return None
 
 
-def _defaults(schema, name):
-    keys = [
-        key for key in schema.keys.values() if key.name.split(".")[0] in _SECTIONS_WITH_DEFAULTS or "." not in key.name
-    ]
+def _defaults(schema, name, sections):
+    keys = [key for key in schema.keys.values() if key.name.split(".")[0] in sections or "." not in key.name]
     return literal_defaults(keys) | {"train.output_dir": f"runs/{Path(name).stem}"}

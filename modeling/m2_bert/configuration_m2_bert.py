@@ -70,6 +70,8 @@ class M2BertConfig(PreTrainedConfig):
 
     model_type = "m2_bert"
     keys_to_ignore_at_inference = ["hidden_states"]
+    # no tensor plan: convolutions and block-diagonal layers are no matrices to cut into columns and rows
+    base_model_fsdp_plan = {"encoder.layers.*": "free_full_weight"}
 
     def __init__(
         self,

@@ -229,13 +229,15 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         Args:
             labels: true tokens, -100 where there is nothing to predict, ``(batch, seq)``. Without any, the loss is 0.
             num_items_in_batch: divisor of the loss; None = the number of labelled tokens.
-            output_logits: default: always, except when training with labels, where they are computed at the labelled places
-                only and not returned.
+            output_logits: default: always, except when training with labels on a CPU or CUDA device, where they are computed at
+                the labelled places only and not returned.
         """
         out = self.m2_bert(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs)
         states, loss = out.last_hidden_state, None
         if output_logits is None:
-            output_logits = labels is None or not self.training or torch.compiler.is_compiling()
+            # a compiler, XLA's too, wants shapes that do not depend on values
+            fixed = torch.compiler.is_compiling() or (labels is not None and labels.device.type not in ("cpu", "cuda"))
+            output_logits = labels is None or not self.training or fixed
         logits = self.lm_head(states) if output_logits else None
         if labels is not None:
             _check_labels(labels, states.shape[:2], self.config.vocab_size)

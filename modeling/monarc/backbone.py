@@ -31,6 +31,27 @@ class TruePass:
     hidden_states: tuple | None = None
 
 
+class BackbonePlans:
+    """How transformers shards the model: by the plans of the LM inside, but for its output embedding.
+
+    Losses and samples read that weight outside its own forward pass, so it stays whole: replicated under tensor parallelism, in
+    the outermost group under FSDP. Energy head and adapter stay whole likewise. There is no pipeline plan.
+    """
+
+    def init_parallel_plans(self) -> None:
+        """Called by transformers when the model is built."""
+        super().init_parallel_plans()
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = [name for name in type(self)._no_split_modules if name in present]
+        whole = [self.get_output_embeddings()]
+        if self.lm.config.get_text_config().tie_word_embeddings:
+            whole.append(self.get_input_embeddings())
+        names = {name for name, module in self.named_modules() if any(module is each for each in whole)}
+        self._tp_plan = {name: style for name, style in self._tp_plan.items() if name not in names}
+        self._fsdp_plan = {name: style for name, style in self._fsdp_plan.items() if name not in names}
+        self._pp_plan = {}
+
+
 def watch_final_norm(decoder: nn.Module) -> None:
     """Hooks the decoder's final norm, so that every `stream_pass` learns the state before it."""
     for name in FINAL_NORMS:

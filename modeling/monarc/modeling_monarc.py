@@ -25,7 +25,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
-from .backbone import candidate_pass, check_backbone, run_decoder, true_pass, watch_final_norm
+from .backbone import BackbonePlans, candidate_pass, check_backbone, run_decoder, true_pass, watch_final_norm
 from .candidate_decoding import CandidateDecoding
 from .configuration_monarc import OWN_FIELDS, MonArcConfig
 from .energy_adapter import attach_energy_adapter
@@ -124,7 +124,7 @@ class MonArcPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixin):
+class MonArcForCausalLM(CandidateDecoding, BackbonePlans, MonArcPreTrainedModel, GenerationMixin):
     """A causal language model with a residual energy on every token (see the module's docstring).
 
     Args:
@@ -200,7 +200,10 @@ class MonArcForCausalLM(CandidateDecoding, MonArcPreTrainedModel, GenerationMixi
             lm.config._name_or_path = ""
         model = cls(MonArcConfig(text_config=lm.config, **fields), lm=lm)
         head = lm.get_output_embeddings().weight
-        dtype = head.dtype if head.dtype.is_floating_point else torch.get_default_dtype()
+        whole = head.dtype.is_floating_point and not getattr(lm, "is_quantized", False)
+        dtype = (
+            head.dtype if whole else torch.get_default_dtype()
+        )  # of the energy: full precision on quantised weights
         for part in filter(None, (model.energy_head, model.energy_adapter)):
             part.to(head.device, dtype)
         model.config.dtype = dtype

@@ -90,7 +90,7 @@ def attention_layout(
 
 def _all_true(mask):
     """Whether nothing is masked; never asked on XLA, where the answer would stop the trace."""
-    return mask.device.type != "xla" and not torch.compiler.is_compiling() and bool(mask.all())
+    return mask.device.type not in ("xla", "meta") and not torch.compiler.is_compiling() and bool(mask.all())
 
 
 def _positions(attention_mask, past, keys, device):

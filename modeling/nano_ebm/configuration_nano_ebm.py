@@ -98,6 +98,7 @@ class NanoEBMConfig(PreTrainedConfig):
         "target_mask",
     ]  # fmt: skip
     sub_configs = {"text_config": AutoConfig}
+    base_model_fsdp_plan = {"blocks.*": "free_full_weight"}  # of the own trunk
 
     def __init__(
         self,

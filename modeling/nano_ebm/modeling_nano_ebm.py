@@ -40,7 +40,7 @@ from .refinement_output import Context, NanoEBMOutput
 from .soft_tokens import FedBackTrunk, published_soft_move
 from .thinking_generation import ThinkingGeneration
 from .thinking_options import ThinkingOptions, thinking_options
-from .trunk import Trunk
+from .trunk import Trunk, TrunkPlans
 
 
 AUTO_MAP = {
@@ -79,7 +79,7 @@ class NanoEBMPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
-class NanoEBMForRefinement(ThinkingGeneration, NanoEBMPreTrainedModel, GenerationMixin):
+class NanoEBMForRefinement(ThinkingGeneration, TrunkPlans, NanoEBMPreTrainedModel, GenerationMixin):
     """A language model that refines its predictions (see the module's docstring).
 
     Args:

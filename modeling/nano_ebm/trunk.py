@@ -90,6 +90,32 @@ class Trunk(nn.Module):
         return states
 
 
+class TrunkPlans:
+    """How transformers shards the model: the own trunk block by block, another language model by its plans.
+
+    The output embedding is read outside its own forward pass, so it stays whole, as do the energies: replicated under tensor
+    parallelism, in the outermost group under FSDP. The own trunk, whose queries, keys and values share one matrix, has no tensor
+    plan; there is no pipeline plan.
+    """
+
+    def init_parallel_plans(self) -> None:
+        """Called by transformers when the model is built."""
+        super().init_parallel_plans()
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = [name for name in type(self)._no_split_modules if name in present]
+        self._pp_plan = {}
+        if self.trunk is not None:
+            plan = self.config.base_model_fsdp_plan
+            self._fsdp_plan |= {f"{self.base_model_prefix}.{name}": style for name, style in plan.items()}
+            return
+        whole = [self.get_output_embeddings()]
+        if self.lm.config.get_text_config().tie_word_embeddings:
+            whole.append(self.get_input_embeddings())
+        names = {name for name, module in self.named_modules() if any(module is each for each in whole)}
+        self._tp_plan = {name: style for name, style in self._tp_plan.items() if name not in names}
+        self._fsdp_plan = {name: style for name, style in self._fsdp_plan.items() if name not in names}
+
+
 def make_norm(config) -> nn.Module:
     """The configured norm over the hidden axis."""
     if config.norm_type == "rmsnorm":
