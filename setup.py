@@ -33,7 +33,7 @@ EXTRAS = {
     "tracking": ["trackio>=0.2", "wandb>=0.18", "tensorboard>=2.17"],
     "tpu": ["torch-xla>=2.6; platform_system == 'Linux'"],
     "demo": ["gradio>=5.0", "matplotlib>=3.8", "pillow>=10"],
-    "quant": ["bitsandbytes>=0.45; platform_system == 'Linux'", "torchao>=0.10"],
+    "quant": ["torchao>=0.18; platform_system != 'Darwin'", "bitsandbytes>=0.45; platform_system == 'Linux'"],
     "test": ["pytest>=8.0", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "dev": ["ruff>=0.12", "build>=1.2"],
 }
@@ -64,7 +64,9 @@ setup(
     python_requires=">=3.11",
     package_dir=FOLDERS,
     packages=packages(),
-    package_data={"hf_elm.recipe_files": ["*.yaml"], "hf_elm.model_cards": ["*.md", "*.jinja"]} | {
+    package_data={
+        "hf_elm.recipe_files": ["*.yaml", "accelerate/*.yaml", "slurm/*.sbatch", "skypilot/*.yaml"],
+        "hf_elm.model_cards": ["*.md", "*.jinja"],
         "hf_elm.harness_tasks": ["*.yaml"],
         "hf_elm.metrics": ["elm_perplexity/*.py"],
     },

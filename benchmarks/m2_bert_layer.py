@@ -20,7 +20,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from record import quantiles, peak_memory_mib, record
+from record import peak_memory_mib, quantiles, record
 from torch import nn
 
 from hf_elm.modeling.m2_bert import M2BertConfig

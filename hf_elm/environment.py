@@ -33,6 +33,7 @@ def describe_environment(command: list[str] | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         **_devices(),
         "command": shlex.join(sys.argv if command is None else command),

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +94,13 @@ def require_writable(path: str | Path, option: str) -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes (rank 0 under torchrun)."""
+    """Whether this process is the one that writes: rank 0 under torchrun and Accelerate, ordinal 0 on XLA devices."""
+    if (
+        "RANK" not in os.environ and "torch_xla" in sys.modules
+    ):  # its processes are forked, without an environment of their own
+        import torch_xla.runtime
+
+        return torch_xla.runtime.global_ordinal() == 0
     return int(os.environ.get("RANK", "0")) == 0
 
 
