@@ -23,7 +23,7 @@ BASE = [
     "pyyaml>=6.0",
 ]
 EXTRAS = {
-    "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18"],
+    "train": ["accelerate>=1.1", "datasets>=3.0", "peft>=0.18", "torchdata>=0.11"],
     "flash": ["flash-attn>=2.7; platform_system == 'Linux'"],
     "kernels": ["kernels>=0.9"],
     "gguf": ["gguf>=0.10"],

@@ -5,11 +5,13 @@ from transformers import AutoModelForCausalLM
 
 from .elm_likelihood import ElmLikelihood
 from .evaluation import evaluate_elm
+from .prepared_settings import prepared_part
 from .refinement_evaluation import evaluate_refinement
 from .refinement_likelihood import RefinementLikelihood
 from .saved_models import load_checkpoint, pick_device
 from .trainers.corpora import Corpus, load_corpus
 from .trainers.packing import iter_packed_rows, pack_rows
+from .trainers.prepared_rows import PreparedCorpus
 from .training_run import corpus_options
 
 
@@ -49,7 +51,10 @@ def evaluate_refinement_checkpoint(
 
 def packed_part(data: dict, part: str, tokenizer, seed: int):
     """Rows of ``part`` of the corpus that ``data`` describes, packed as in training; a stream gives a stream."""
-    texts = corpus_part(load_corpus(**corpus_options(data), seed=seed), part)
+    corpus = load_corpus(**corpus_options(data), seed=seed)
+    if isinstance(corpus, PreparedCorpus):
+        return prepared_part(corpus, part, tokenizer)
+    texts = corpus_part(corpus, part)
     packing = {"strategy": data["strategy"], "reset_position_ids": data["reset_position_ids"], "seed": seed}
     pack = pack_rows if isinstance(texts, datasets.Dataset) else iter_packed_rows
     return pack(texts, tokenizer, data["sequence_length"], **packing)

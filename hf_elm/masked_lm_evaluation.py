@@ -12,10 +12,12 @@ from datasets import Dataset
 
 from . import run_folder
 from .checkpoint_likelihood import corpus_part
+from .prepared_settings import prepared_part
 from .saved_models import load_checkpoint
 from .trainers.corpora import load_corpus
 from .trainers.encoder_rows import encoder_rows
 from .trainers.masked_lm_trainer import UnmaskedCollator, unigram_entropy
+from .trainers.prepared_rows import PreparedCorpus
 from .trainers.token_masks import IGNORED, MaskRule, mask_seed
 from .training_run import corpus_options
 
@@ -86,8 +88,12 @@ def evaluate_masked_lm(
     length, positions = data["sequence_length"], model.config.max_position_embeddings
     if length > positions:
         raise ValueError(f"data.sequence_length={length} exceeds the model's {positions} positions; lower it.")
-    texts = corpus_part(load_corpus(**corpus_options(data), seed=seed), part)
-    rows = encoder_rows(texts, tokenizer, SimpleNamespace(max_length=length, seed=seed, text_column="text"))
+    corpus = load_corpus(**corpus_options(data), seed=seed)
+    if isinstance(corpus, PreparedCorpus):
+        rows = prepared_part(corpus, part, tokenizer)
+    else:
+        args = SimpleNamespace(max_length=length, seed=seed, text_column="text")
+        rows = encoder_rows(corpus_part(corpus, part), tokenizer, args)
     return masked_lm_likelihood(model, rows, tokenizer, max_tokens=max_tokens, batch_size=batch_size)
 
 

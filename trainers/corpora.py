@@ -72,6 +72,7 @@ def load_corpus(
     folder, glob            text file, or row of a table                   by file name; where all names tell their
                                                                            split (train.txt, test.txt), by that
     ``save_to_disk`` folder  row                                           its own validation or test split, or by text
+    ``hf-elm prepare``       packed row                                    as it was prepared
     Hub dataset id          row                                            likewise; or the first documents of a stream
     ======================  =============================================  ============================================
 
@@ -105,6 +106,14 @@ def load_corpus(
     if source == "stdlib":
         name = f"Python {'.'.join(map(str, sys.version_info[:3]))} standard library"
         return _split(name, Dataset.from_dict(standard_library()), "source", **options)
+    from .prepared_rows import is_prepared, load_prepared  # which build on this module
+
+    if is_prepared(source):
+        if max_bytes is not None:
+            raise ValueError(
+                f"max_bytes={max_bytes}: the rows in {source} were prepared whole; set max_bytes=null here, or give it to `hf-elm prepare`."
+            )
+        return load_prepared(source)
     if _is_saved_dataset(source):
         return _from_splits(source, load_from_disk(source), split, text_column, **options)
     if files := local_files(source):
@@ -155,7 +164,8 @@ def _from_splits(name: str, splits, split: str, text_column: str, fraction: floa
     if own is None:
         info = (train.info.splits or {}).get(split)
         count = min(STREAM_HELD_OUT, int(fraction * info.num_examples) + 1) if info else STREAM_HELD_OUT
-        train, held_out = train.skip(count), train.take(count)
+        held_out = train.take(count)
+        train = _without(train, held_out)
     else:
         held_out = text_only(splits[own], text_column)
     train_bytes, held_out_bytes = _shared(max_bytes, fraction)
@@ -195,6 +205,20 @@ def _bounded(name: str, dataset: Dataset | IterableDataset, seed: int, max_bytes
             "(A stream without a held-out split gives its first documents; streaming=False splits it by text.)"
         )
     return dataset
+
+
+def _without(stream: IterableDataset, held_out: IterableDataset) -> IterableDataset:
+    """``stream`` without the texts of ``held_out``, whichever process reads which part of it (``skip`` counts in each part)."""
+    texts = {_text_hash(document["text"]) for document in held_out}
+    return stream.filter(partial(_is_other, texts=frozenset(texts)), input_columns=["text"])
+
+
+def _is_other(text: str, texts: frozenset) -> bool:
+    return _text_hash(text) not in texts
+
+
+def _text_hash(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
 
 
 def _shared(max_bytes: int | None, fraction: float) -> tuple[int | None, int | None]:
