@@ -218,7 +218,7 @@ def test_keys_read_from_source_equal_the_imported_fields(schema):
         "resume_from_checkpoint", "do_train", "do_eval", "do_predict",
     }  # fmt: skip
     model = {name.removeprefix("model.") for name in schema.keys if name.startswith("model.")}
-    assert model == OWN_FIELDS | {"preset", "base", "checkpoint"}
+    assert model == OWN_FIELDS | {"preset", "base", "checkpoint", "quantization"}
 
 
 @pytest.mark.parametrize("make", [training_schema, evaluation_schema, generation_schema])
