@@ -69,6 +69,21 @@ def cost() -> str:
     )  # fmt: skip
 
 
+def encoder() -> str:
+    def layer(length):
+        r = newest("m2_bert_layer", impl="ours, spectra remembered", shape={"batch": 1, "seq": length, "hidden": 768})
+        return f"{r['speedup_p50']:.2f}× ({r['speedup_p20']:.2f} to {r['speedup_p80']:.2f})"
+
+    def model(length):
+        r = newest("m2_bert_model", impl="m2_bert_80m", metric="wall_time", shape={"batch": 1, "seq": length})
+        return f"{r['speedup']:.2f}×"
+
+    return table(
+        ("tokens", "one layer over the published formula, one thread", "the 80M model over BERT-base with SDPA, two threads"),
+        *((f"{length:,}", layer(length), model(length) if length <= 8192 else "") for length in (512, 2048, 8192, 32768)),
+    )
+
+
 def thinking() -> str:
     sizes = {"tiny": "0.16 M parameters, 800 steps", "small": "0.8 M parameters, 1000 steps"}
     rows = [
@@ -92,7 +107,7 @@ def thinking() -> str:
 
 def rewritten(readme: str) -> str:
     """``readme`` with every table made anew."""
-    for make in (quickstart, saturated, thinking, cost):
+    for make in (quickstart, saturated, thinking, cost, encoder):
         start = f"<!-- {make.__name__} -->"
         before, rest = readme.split(start)
         readme = f"{before}{start}\n{make()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"

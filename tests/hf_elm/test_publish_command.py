@@ -141,7 +141,7 @@ def spoil_sibling(folder):
 
 
 def spoil_tokenizer_code(folder):
-    rewrite(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["/tmp/evil.Tokenizer", None]})
+    rewrite(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["/srv/evil.Tokenizer", None]})
 
 
 def spoil_modules(folder):

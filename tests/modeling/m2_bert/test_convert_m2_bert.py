@@ -56,21 +56,24 @@ def composer_file(path, state):
     ("file", "legacy", "heads"),
     [("keys_80m.json", False, ("masked_lm",)), ("keys_80m_additions.json", True, ("masked_lm", "seq_cls"))],
 )
-def test_a_composer_checkpoint_with_the_published_keys(tmp_path, file, legacy, heads):
+@pytest.mark.parametrize("layers", [2, pytest.param(12, marks=pytest.mark.slow)])  # 12 = the published size
+def test_a_composer_checkpoint_with_the_published_keys(tmp_path, file, legacy, heads, layers):
     state = {}
     for head in heads:
-        state |= synthetic_state(file, head)
+        state |= synthetic_state(file, head, layers)
     composer_file(tmp_path / "m2-bert.pt", state)
     report = convert_reference_checkpoint(tmp_path / "m2-bert.pt", tmp_path / "out")
     assert report.leftovers == []
     config = report.config
     assert (config.hidden_size, config.intermediate_size, config.mlp_num_blocks) == (768, 3072, 4)
-    assert (config.num_hidden_layers, config.max_position_embeddings, config.vocab_size) == (2, 128, 30528)
+    assert (config.num_hidden_layers, config.max_position_embeddings, config.vocab_size) == (layers, 128, 30528)
     assert (config.mixer_pre_norm, config.bidirectional, config.residual_long_conv) == (legacy, True, True)
     assert (config.padding_mode, config.filter_decay, config.reference_length) == ("reference", "computed", 128)
     model, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    if layers == 12:
+        assert model.num_parameters() == (80_285_760 if legacy else 80_267_328)
     filter = model.m2_bert.encoder.layers[1].mixer.residual_filter
     prefix = "bert.encoder.layer.1.attention.filter_fn2."
     assert torch.equal(filter.weight_mid[1, 1], state[f"{prefix}implicit_filter_rev.4.weight"])
