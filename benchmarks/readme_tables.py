@@ -79,8 +79,15 @@ def encoder() -> str:
         return f"{r['speedup']:.2f}×"
 
     return table(
-        ("tokens", "one layer over the published formula, one thread", "the 80M model over BERT-base with SDPA, two threads"),
-        *((f"{length:,}", layer(length), model(length) if length <= 8192 else "") for length in (512, 2048, 8192, 32768)),
+        (
+            "tokens",
+            "one layer over the published formula, one thread",
+            "the 80M model over BERT-base with SDPA, two threads",
+        ),
+        *(
+            (f"{length:,}", layer(length), model(length) if length <= 8192 else "")
+            for length in (512, 2048, 8192, 32768)
+        ),
     )
 
 
