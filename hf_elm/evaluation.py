@@ -26,8 +26,8 @@ from .candidate_strata import candidate_strata
 from .counted_bytes import TokenBytes
 from .document_totals import DocumentTotals, ratio_estimate
 from .elm_likelihood import ElmLikelihood
-from .evaluation_rows import RowBatch, leave_out_unknown, row_batches, unknown_token_id
-from .token_log_probs import max_positions, token_log_probs, vocabulary_size
+from .evaluation_rows import RowBatch, in_random_order, leave_out_unknown, row_batches, unknown_token_id
+from .token_log_probs import evaluation_mode, max_positions, token_log_probs, vocabulary_size
 
 
 __all__ = ["ElmLikelihood", "evaluate_elm"]
@@ -115,11 +115,11 @@ def evaluate_elm(
     token_bytes = TokenBytes.of(tokenizer, bytes_per_token, settings.vocab_size)
     totals, num_rows, num_unknown = DocumentTotals(), 0, 0
     if max_tokens is not None:
-        data = _in_random_order(data, seed)
+        data = in_random_order(data, seed)
     batches = row_batches(data, batch_size, max_positions(model), settings.vocab_size)
     with contextlib.ExitStack() as stack:
         for each in (model, equal_compute_lm):
-            stack.enter_context(_evaluation_mode(each))
+            stack.enter_context(evaluation_mode(each))
         bar = stack.enter_context(_progress_bar(data, settings, max_tokens, progress))
         for batch in batches:
             num_rows += len(batch.input_ids)
@@ -182,26 +182,6 @@ def _settings(model, method, num_samples, exact_top, max_rows, seed, exact_vocab
         num_samples = 0
     device = next(model.parameters()).device
     return _Settings(method, num_samples, exact_top, vocab_size, energy_bound, max_rows, seed, device)
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model):
-    """Dropout off; every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()] if model is not None else []
-    if model is not None:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _in_random_order(data, seed):
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
-    return data.select(order) if hasattr(data, "select") else [data[index] for index in order]
 
 
 def _progress_bar(data, settings: _Settings, max_tokens: int | None, progress: bool):

@@ -89,6 +89,14 @@ def document_slices(batch: RowBatch) -> list[tuple[int, int, int]]:
     return slices
 
 
+def in_random_order(data, seed: int):
+    """Rows that can be indexed in a random order of ``seed``; a stream as it is."""
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist()
+    return data.select(order) if hasattr(data, "select") else [data[index] for index in order]
+
+
 def unknown_token_id(tokenizer) -> int | None:
     """The token for unknown text; None where there is none, or where it is the end of text (GPT-2, which knows every byte)."""
     unknown = getattr(tokenizer, "unk_token_id", None)

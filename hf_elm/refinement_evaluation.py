@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .counted_bytes import TokenBytes
 from .document_totals import DocumentTotals, ratio_estimate
-from .evaluation_rows import RowBatch, leave_out_unknown, row_batches, unknown_token_id
+from .evaluation_rows import RowBatch, in_random_order, leave_out_unknown, row_batches, unknown_token_id
 from .modeling.nano_ebm.refinement_loss import next_token_targets
 from .refinement_likelihood import RefinementLikelihood
-from .token_log_probs import token_log_probs, vocabulary_size
+from .token_log_probs import evaluation_mode, token_log_probs, vocabulary_size
 
 
 __all__ = ["RefinementLikelihood", "evaluate_refinement"]
@@ -67,11 +67,11 @@ def evaluate_refinement(
     models = {name: each for name, each in {"nano_ebm": model, **others}.items() if each is not None}
     token_bytes = TokenBytes.of(tokenizer, None, vocabulary_size(model))
     totals, num_rows, num_unknown = DocumentTotals(), 0, 0
-    if max_tokens is not None and hasattr(data, "select"):
-        data = data.select(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).tolist())
+    if max_tokens is not None:
+        data = in_random_order(data, seed)
     with contextlib.ExitStack() as stack:
         for each in models.values():
-            stack.enter_context(_evaluation_mode(each))
+            stack.enter_context(evaluation_mode(each))
         for batch in row_batches(data, batch_size, model.max_positions(), vocabulary_size(model)):
             num_rows += len(batch.input_ids)
             num_unknown += leave_out_unknown(batch, unknown_token_id(tokenizer))
@@ -109,16 +109,6 @@ def _check(model, counts):
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model):
-    """Dropout off; the model's mode is put back."""
-    training = model.training
-    try:
-        yield model.eval()
-    finally:
-        model.train(training)
 
 
 def _count_what_training_counts(batch: RowBatch, room: int | None) -> None:

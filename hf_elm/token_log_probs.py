@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 
 import torch
@@ -96,3 +97,16 @@ def _score_documents(model, batch, slices, log_probs, device):
         scores = logits[i, : len(following)].float() if logits.dtype != torch.float64 else logits[i, : len(following)]
         chosen = scores.gather(-1, following.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(scores, -1)
         log_probs[row, start + 1 : start + 1 + len(following)] = chosen.double().cpu()
+
+
+@contextlib.contextmanager
+def evaluation_mode(model):
+    """Dropout off; every module's mode is put back."""
+    modes = [(module, module.training) for module in model.modules()] if model is not None else []
+    if model is not None:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
