@@ -1,5 +1,6 @@
 """Folders that hold a PEFT adapter instead of a model: where its base is, and the model with the adapter in place."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -26,10 +27,13 @@ def base_of_adapter(checkpoint: str) -> str | None:
         ValueError: the adapter's configuration is not readable, or names no base.
     """
     folder = Path(checkpoint)
-    if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
+    on_hub = _adapter_on_hub(checkpoint) if looks_like_hub_id(checkpoint) else None
+    if on_hub is None and ((folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file()):
         return None
     try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads(Path(on_hub or folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"checkpoint={checkpoint}: {ADAPTER_CONFIG} is not readable ({error}).") from None
     run = folder.resolve().parent if folder.name.startswith("checkpoint-") else folder
@@ -47,6 +51,35 @@ def base_of_adapter(checkpoint: str) -> str | None:
             f"{folder / BASE}."
         )
     return str(base)
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Whether ``name`` is written ``user/name`` and is no path here."""
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return False
+    return not Path(name).exists() and not Path(name).parent.exists()
+
+
+@functools.lru_cache(maxsize=32)
+def _adapter_on_hub(repo_id: str) -> str | None:
+    """The downloaded adapter_config.json of a repository that holds an adapter and no model; None of any other."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(repo_id, "config.json")
+        return None
+    except LocalEntryNotFoundError:  # no connection, and config.json is not in the cache
+        found = try_to_load_from_cache(repo_id, ADAPTER_CONFIG)
+        return found if isinstance(found, str) else None
+    except EntryNotFoundError:
+        pass
+    except (HfHubHTTPError, OSError, ValueError):  # whoever reads config.json next says what is wrong
+        return None
+    try:
+        return hf_hub_download(repo_id, ADAPTER_CONFIG)
+    except (HfHubHTTPError, OSError, ValueError):
+        return None
 
 
 def adapted_model(base: "PreTrainedModel", checkpoint: str) -> "PreTrainedModel":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .adapter_folders import base_of_adapter
+from .adapter_folders import base_of_adapter, looks_like_hub_id
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Family:
         encoder: its tokenizer needs [CLS], [SEP] and [MASK].
         quickstart: class that tells the family's story on a small model; its arguments are the ``hf-elm quickstart`` keys.
         quickstart_keys: class whose fields are the family's own ``hf-elm quickstart`` keys.
+        demo: function ``(checkpoint, device, dtype)`` that loads a model and gives the tabs of its ``hf-elm demo`` page; None =
+            there is no page.
         pairs: it learns from pairs of queries and documents, so that the data section is `PairSection`.
         objectives: name of another thing to train -> the fields above that are different then.
         aliases: further spellings of keys, accepted everywhere.
@@ -51,6 +53,7 @@ class Family:
     encoder: bool = False
     quickstart: str | None = None
     quickstart_keys: str | None = None
+    demo: str | None = None
     pairs: bool = False
     objectives: dict[str, dict[str, Any]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
@@ -72,6 +75,7 @@ FAMILIES = {  # model_type -> family
         generation="hf_elm.recipe_sections:CandidateSection",
         quickstart="hf_elm.quickstart:QuickstartRun",
         quickstart_keys="hf_elm.recipe_sections:MonArcQuickstartSection",
+        demo="hf_elm.demo.monarc_tabs:load_tabs",
     ),
     "nano_ebm": Family(
         config=f"{_NANO_EBM}.configuration_nano_ebm:NanoEBMConfig",
@@ -84,6 +88,7 @@ FAMILIES = {  # model_type -> family
         evaluation="hf_elm.checkpoint_likelihood:evaluate_refinement_checkpoint",
         quickstart="hf_elm.refinement_quickstart:RefinementQuickstart",
         quickstart_keys="hf_elm.recipe_sections:NanoEBMQuickstartSection",
+        demo="hf_elm.demo.nano_ebm_tabs:load_tabs",
         residual_energy=False,
         aliases={  # the original's spellings
             "model.n_layer": "model.num_hidden_layers",
@@ -121,6 +126,7 @@ FAMILIES = {  # model_type -> family
         converter=f"{_M2_BERT}.convert_m2_bert:convert_reference_checkpoint",
         residual_energy=False,
         evaluation="hf_elm.masked_lm_evaluation:evaluate_masked_lm",
+        demo="hf_elm.demo.m2_bert_tabs:load_tabs",
         encoder=True,
         objectives={
             "retrieval": {
@@ -213,8 +219,7 @@ def _read_config(checkpoint: str) -> dict[str, Any]:
         return _read_config(base)
     folder = Path(checkpoint)
     file = folder / "config.json"
-    is_hub_id = checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/"))
-    if is_hub_id and not folder.exists() and not folder.parent.exists():
+    if looks_like_hub_id(checkpoint):
         file = Path(_download_config(checkpoint))
     elif not folder.exists():
         raise FileNotFoundError(

@@ -141,7 +141,7 @@ def check_hub_folder(folder: str | Path, model) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch) / "probe.safetensors"
-        save_file(_expected_outputs(model), probe)
+        save_file(expected_outputs(model), probe)
         code = _PROBE.replace("TOLERANCE", repr(TOLERANCE)).replace("SAVED_CLASS", type(model).__name__)
         run_without_hf_elm(code, folder, probe)
 
@@ -173,7 +173,7 @@ def run_without_hf_elm(code: str, folder: str | Path, *arguments: str | Path) ->
 
 
 @torch.no_grad()
-def _expected_outputs(model):
+def expected_outputs(model):
     """Inputs and the outputs that must come back; token ids from the middle of the vocabulary, ``(1, 8)``."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     input_ids = (torch.arange(8) * 7 + vocabulary // 3) % vocabulary

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .adapter_folders import ADAPTER_CONFIG, base_of_adapter
 from .card_files import CARD, has_users_card, new_card
 from .hub_contents import HubFile, check_contents, is_run_folder, refuse_link, refuse_pickled_weights
 from .hub_push import Push, check_repo_id, push_files, require_login
@@ -21,6 +22,8 @@ def publish(
     message: str | None = None,
     license: str | None = None,
     overwrite_card: bool = False,
+    base: str | None = None,
+    merge: bool = False,
     dry_run: bool = False,
     report: Callable[[str], Any] = lambda text: None,
     list_files: Callable[[list[HubFile]], str] = lambda files: "",
@@ -31,6 +34,8 @@ def publish(
         private, revision, message: see `hf_elm.hub_push.push_files`.
         license: for the card.
         overwrite_card: replace the repository's README.md even where it was edited there.
+        base: of an adapter, the Hub id of its base, where its files name a folder.
+        merge: of an adapter, publish its base with the adapter in the weights.
         dry_run: no network; everything else.
         report: called with what is to be told; ``list_files`` makes the text of the list.
 
@@ -43,10 +48,11 @@ def publish(
     """
     check_repo_id(repo_id)
     _check_folder(folder)
+    base = _base_to_name(folder, base, merge)
     if not dry_run:
         require_login(repo_id)
     with tempfile.TemporaryDirectory(prefix="hf_elm_publish_") as scratch:
-        files = _prepared(Path(folder), Path(scratch), {"repo_id": repo_id, "license": license})
+        files = _prepared(Path(folder), Path(scratch), {"repo_id": repo_id, "license": license}, base)
         report(f"{folder} loads and runs in a process without hf_elm; for {repo_id}:\n{list_files(files)}")
         if dry_run:
             report("dry run: nothing was sent\n")
@@ -75,11 +81,9 @@ def _check_folder(folder: str) -> None:
         raise FileNotFoundError(
             f"DIR={folder} is no folder; give one that a run, save_pretrained or `hf-elm export` wrote."
         )
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"DIR={folder} holds a PEFT adapter, whose code comes with its base model: publish the base with this command, then "
-            "the adapter with PeftModel.push_to_hub."
-        )
+    if _is_adapter(path):
+        refuse_pickled_weights(path, "DIR")
+        return
     if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"DIR={folder} has no config.json; give a folder that a run, save_pretrained or export wrote."
@@ -89,11 +93,35 @@ def _check_folder(folder: str) -> None:
         check_contents(path)
 
 
-def _prepared(folder: Path, scratch: Path, declared: dict[str, Any]) -> list[HubFile]:
-    """The files to publish, proven to load."""
+def _is_adapter(path: Path) -> bool:
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+
+
+def _base_to_name(folder: str, base: str | None, merge: bool) -> str | None:
+    """The Hub id that the published adapter names as its base; None where a model is published."""
+    if _is_adapter(Path(folder)) and not merge:
+        base_of_adapter(folder)  # is at hand
+        from .adapter_publishing import published_base  # imports torch
+
+        return published_base(folder, base)
+    if base is not None:
+        reason = "merge=true publishes a model" if merge else f"DIR={folder} holds a model"
+        raise ValueError(f"base={base} concerns adapters alone, but {reason}; leave it out.")
+    if merge and not _is_adapter(Path(folder)):
+        raise ValueError(f"merge=true concerns adapters alone, but DIR={folder} holds a model; leave it out.")
+    return None
+
+
+def _prepared(folder: Path, scratch: Path, declared: dict[str, Any], base: str | None) -> list[HubFile]:
+    """The files to publish, proven to load; ``base``: see `_base_to_name`."""
     from .hub_folder import check_saved_folder, export_checkpoint  # imports torch
 
-    if is_run_folder(folder):
+    if base is not None:
+        from .adapter_publishing import prepare_adapter
+
+        _refuse_links(folder)
+        return prepare_adapter(folder, scratch, base, declared)
+    if is_run_folder(folder) or _is_adapter(folder):
         _refuse_links(folder)
         export_checkpoint(str(folder), scratch / "model", card=declared)
         return check_contents(scratch / "model")

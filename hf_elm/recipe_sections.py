@@ -333,6 +333,8 @@ class PublishSection:
         message: of the commit; missing: "Publish with hf_elm <version>".
         license: of the weights, for the card, such as apache-2.0; missing: the card names none.
         overwrite_card: replace the repository's README.md even where it was edited there.
+        base: of an adapter (PEFT), the Hub id of its base, where its files name a folder.
+        merge: of an adapter, publish its base with the adapter in the weights.
         dry_run: check everything and list the files, without the network.
     """
 
@@ -341,6 +343,8 @@ class PublishSection:
     message: str | None = None
     license: str | None = None
     overwrite_card: bool = False
+    base: str | None = None
+    merge: bool = False
     dry_run: bool = False
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
-from .adapter_folders import adapted_model, adapter_weights, base_of_adapter
+from .adapter_folders import adapted_model, adapter_weights, base_of_adapter, looks_like_hub_id
 from .families import class_of_checkpoint, family_of_checkpoint, find_family, resolve
 from .hub_contents import refuse_pickled_weights
 
@@ -79,7 +80,7 @@ def load_weights(
 def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
     """The tokenizer saved at ``path`` (folder or Hub id), or with the base of an adapter; ``option`` is named in the error."""
     if (base := base_of_adapter(path)) is not None and not _has_tokenizer(path):
-        path = base
+        path = path if looks_like_hub_id(path) and _has_tokenizer_on_hub(path) else base
     try:
         return AutoTokenizer.from_pretrained(path)
     except _UNREADABLE as error:
@@ -91,6 +92,16 @@ def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
 
 def _has_tokenizer(folder):
     return any(os.path.exists(os.path.join(folder, name)) for name in _TOKENIZER_FILES)
+
+
+def _has_tokenizer_on_hub(repo_id):
+    found = (
+        cached_file(
+            repo_id, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        for name in _TOKENIZER_FILES
+    )
+    return any(path is not None for path in found)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -42,6 +42,7 @@ class CardFacts:
         last_log: the last line of metrics.jsonl that has a training loss.
         parameters: number of stored weights.
         sentence_transformers: the folder has its modules.
+        adapter: adapter_config.json where the card is of a PEFT adapter; ``config`` is then that of its base.
         repo_id: of the repository that the card is for.
         license, language, tags, declared_base, declared_datasets: where the user says so.
     """
@@ -54,6 +55,7 @@ class CardFacts:
     last_log: dict[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     sentence_transformers: bool = False
+    adapter: dict[str, Any] = field(default_factory=dict)
     repo_id: str | None = None
     license: str | None = None
     language: str | list[str] | None = None

@@ -83,13 +83,16 @@ def card_data(facts: CardFacts) -> ModelCardData:
     """The metadata of the card."""
     pipeline = PIPELINES.get(facts.architecture or "", (None, None))[0]
     tags = [*TAGS[facts.family], "custom_code", *(["sentence-transformers"] if facts.sentence_transformers else [])]
+    if facts.adapter:
+        tags += ["adapter", str(facts.adapter.get("peft_type", "")).lower()]
     results = _eval_results(facts, pipeline)
+    library = "peft" if facts.adapter else "sentence-transformers" if facts.sentence_transformers else "transformers"
     return ModelCardData(
-        library_name="sentence-transformers" if facts.sentence_transformers else "transformers",
+        library_name=library,
         pipeline_tag=pipeline,
         language=facts.language,
         license=facts.license,
-        tags=list(dict.fromkeys([*tags, *facts.tags])),
+        tags=list(dict.fromkeys(filter(None, [*tags, *facts.tags]))),
         base_model=facts.base_model,
         datasets=facts.datasets or None,
         model_name=_title(facts) if results else None,
@@ -145,6 +148,8 @@ def _of_backbone(facts: CardFacts) -> str | None:
 
 def load_section(facts: CardFacts) -> str:
     """How to load the model: with the code of a commit that one has read, or with the package installed."""
+    if facts.adapter:
+        return _load_adapter_section(facts)
     auto = PIPELINES.get(facts.architecture or "", (None, "AutoModel"))[1]
     place = facts.repo_id or "path/of/this/folder"
     pinned = ", revision=revision" if facts.repo_id else ""
@@ -167,10 +172,41 @@ def load_section(facts: CardFacts) -> str:
     return "\n".join([*lines, "```", "", text])
 
 
+def _load_adapter_section(facts: CardFacts) -> str:
+    """The base with the code of a commit that one has read, then the adapter, which brings no code."""
+    auto = PIPELINES.get(facts.architecture or "", (None, "AutoModel"))[1]
+    base = facts.adapter["base_model_name_or_path"]
+    lines = ["## How to load", "", "```python", "from huggingface_hub import model_info", "from peft import PeftModel"]
+    lines += [f"from transformers import AutoTokenizer, {auto}", ""]
+    lines.append(f'revision = model_info("{base}").sha  # read the code of that commit, then write its sha here')
+    lines.append(f'base = {auto}.from_pretrained("{base}", revision=revision, trust_remote_code=True)')
+    lines.append(f'model = PeftModel.from_pretrained(base, "{facts.repo_id}")')
+    lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{facts.repo_id}")')
+    text = (
+        "The adapter is safetensors and JSON and brings no code; `trust_remote_code=True` runs the Python files of its base on "
+        "your machine: read them, and pin the `revision` that you read. `model.merge_and_unload()` puts the adapter into the "
+        "base's weights."
+    )
+    return "\n".join([*lines, "```", "", text])
+
+
+def _adapter_row(facts: CardFacts) -> str | None:
+    if not facts.adapter:
+        return None
+    config = facts.adapter
+    parts = [str(config.get("peft_type", "")), f"rank {config['r']}" if config.get("r") else ""]
+    for words, name in (("on", "target_modules"), ("trained whole:", "modules_to_save")):
+        modules = config.get(name)
+        names = [modules] if isinstance(modules, str) else sorted(modules or [])
+        parts.append(f"{words} {', '.join(names)}" if names else "")
+    return "; ".join(filter(None, parts))
+
+
 def _shape_table(facts: CardFacts) -> str:
     config = facts.config
     inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     sizes = {
+        "adapter": _adapter_row(facts),
         "class": facts.architecture and f"`{facts.architecture}`",
         "weights stored": facts.parameters and f"{facts.parameters:,}",
         "dtype": config.get("dtype") or config.get("torch_dtype"),

@@ -4,10 +4,12 @@ Send the model in DIR to the Hub in one commit: weights, full code, tokenizer, g
 results. A run's folder or checkpoint is exported first, so that nothing else of it leaves; any other folder is published as it
 is. Either way a fresh interpreter that cannot import hf_elm loads it first. Pickled weights, links, paths that lead out of
 the folder and code that imports more than torch, transformers and the standard library are refused. Your own README.md is
-published as it is, one that was edited on the Hub is kept; DIR itself is not changed.
+published as it is, one that was edited on the Hub is kept; DIR itself is not changed. An adapter (PEFT) is published as one,
+beside the base that it names, or merged into it.
 
   hf-elm publish runs/first user/name --dry-run
   hf-elm publish runs/first user/name --private license=apache-2.0
+  hf-elm publish runs/lora user/name-lora base=user/name
 """
 
 import sys

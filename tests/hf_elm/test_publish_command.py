@@ -81,8 +81,26 @@ def test_wrong_arguments_are_one_clear_line(folder, tmp_path, capsys):
         ([folder, "user/name", "--privat"], "private"),
         ([folder, "user/name", "private=perhaps"], "private"),
         ([tmp_path, "user/name", "--dry-run"], "config.json"),
+        ([folder, "user/name", "base=user/base"], "base=user/base", "holds a model"),
+        ([folder, "user/name", "merge=true"], "merge=true", "holds a model"),
     ]:
         fails(capsys, ["publish", *arguments], *parts)
+
+
+def test_an_adapter_says_where_its_base_is(folder, tmp_path, capsys):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(folder)}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    refused = [adapter, "user/name", "--dry-run"]
+    fails(capsys, ["publish", *refused], str(folder), "base=user/name", "merge=true")
+    fails(capsys, ["publish", *refused, f"base={folder}"], str(folder), "no Hub id")
+    fails(capsys, ["publish", *refused, "base=user/base"], "adapter_model.safetensors")
+    (adapter / "adapter_model.bin").write_bytes(b"pickle")
+    fails(capsys, ["publish", *refused, "base=user/base"], "pickles")
+    (adapter / "adapter_model.bin").unlink()
+    rewrite(adapter / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
+    fails(capsys, ["publish", *refused, "base=user/base"], "gone", "does not exist")
 
 
 def test_without_a_token_nothing_is_computed(folder, capsys, monkeypatch):
@@ -156,11 +174,6 @@ def spoil_family(folder):
     rewrite(folder / "config.json", model_type="llama")
 
 
-def spoil_adapter(folder):
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text("{}")
-
-
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
@@ -179,7 +192,6 @@ def spoil_adapter(folder):
         (spoil_modules, ("../outside",)),
         (spoil_config, ("config.json",)),
         (spoil_family, ("llama",)),
-        (spoil_adapter, ("PEFT adapter", "PeftModel.push_to_hub")),
     ],
 )
 def test_what_must_not_leave_is_refused_by_name(folder, capsys, spoil, parts):

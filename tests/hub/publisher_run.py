@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM  # noqa: E40
 
 from hf_elm.command_line import main  # noqa: E402
 from hf_elm.run_folder import dump_recipe, write_json  # noqa: E402
+from hf_elm.saved_models import load_checkpoint  # noqa: E402
 from tests.hub.hub_models import FAMILIES, make_model, make_tokenizer, make_trainer, outputs  # noqa: E402
 
 
@@ -93,6 +94,32 @@ def publish_a_run():
     RESULTS["publish"] = {"status": status, "printed": printed.getvalue()}
 
 
+def publish_an_adapter():
+    """`hf-elm publish` of an adapter whose base is a folder here and a repository there; then our own commands on its id."""
+    base, folder = SCRATCH / "base", SCRATCH / "lora"
+    make_model("monarc", seed=2).save_pretrained(base)
+    make_tokenizer("monarc").save_pretrained(base)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**ADAPTERS["monarc"])).eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    adapted.save_pretrained(folder)
+    (folder / "optimizer.pt").write_bytes(b"pickle")
+    expect("published-adapter", adapted)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = main(["publish", str(folder), "user/published-adapter", "base=user/monarc", "license=mit"])
+        merged = main(["publish", str(folder), "user/merged", "merge=true"])
+    expect("merged", adapted)
+    model, tokenizer = load_checkpoint("user/published-adapter")
+    expected = outputs(adapted)
+    difference = max((value - expected[name]).abs().max().item() for name, value in outputs(model).items())
+    RESULTS["adapter"] = {"status": [status, merged], "printed": printed.getvalue(), "difference": difference}
+    RESULTS["adapter"] |= {"tokens": tokenizer("abc")["input_ids"]}
+
+
 def train(family, strategy):
     """A trainer that pushes, with evaluation of nothing: its card and its files."""
     name = f"{family}-{strategy}"
@@ -107,6 +134,7 @@ for each in FAMILIES:
     push_twice(each)
     push_adapter(each)
 publish_a_run()
+publish_an_adapter()
 for pair in sys.argv[2:]:
     train(*pair.split(":"))
 print(json.dumps(RESULTS))  # noqa: T201
