@@ -52,7 +52,8 @@ class ModelComparison:
         baseline: column that the differences are taken from.
         num_documents, num_bytes: of the text, before the first token of each document is left out.
         same_tokens: name -> whether it cuts every document into the same tokens as the baseline's model.
-        window: tokens that a model saw at once; None = its positions.
+        window: tokens that a model saw at once; None = whole documents.
+        window_origin: why so many.
         compute: name -> what its run says of its cost (see `hf_elm.spent_compute`).
     """
 
@@ -63,6 +64,7 @@ class ModelComparison:
     num_bytes: int
     same_tokens: dict[str, bool]
     window: int | None
+    window_origin: str = "as asked for"
     compute: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +91,8 @@ class ModelComparison:
     def notes(self) -> list[str]:
         """What a reader of the table must know."""
         notes = [f"difference = column minus {self.baseline}, paired by document; negative is better"]
+        if self.window is not None:
+            notes.append(f"at most {self.window:,} tokens seen at once: {self.window_origin}")
         others = [name for name, same in self.same_tokens.items() if not same]
         if others:
             notes.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,14 +31,24 @@ class ContinuationScore:
     Attributes:
         log_probs: by column, log-probability of each of its tokens, float64 ``(tokens,)``, nats.
         greedy: by column, whether each of its tokens is the likeliest one.
+        energies: of a MonArc model, E of each of its tokens, float64 ``(tokens,)``, nats; else None.
     """
 
     log_probs: dict[str, Tensor]
     greedy: dict[str, bool]
+    energies: Tensor | None = None
 
     def total(self, column: str) -> float:
         """log p(continuation | context), nats."""
         return self.log_probs[column].sum().item()
+
+
+class TargetValues(NamedTuple):
+    """Of the targets of a batch, ``(batch, width)`` each: log p and whether it is the likeliest token, by column, and E."""
+
+    log_probs: dict[str, Tensor]
+    greedy: dict[str, Tensor]
+    energies: Tensor | None = None
 
 
 class ContinuationScorer:
@@ -89,7 +100,7 @@ class ContinuationScorer:
         self.model.eval()
         try:
             batch = ContinuationBatch.of(pairs, self.device)
-            log_probs, greedy = self._columns(batch)
+            log_probs, greedy, energies = TargetValues(*self._columns(batch))
         finally:
             self.model.train(training)
         for name, values in log_probs.items():
@@ -98,16 +109,18 @@ class ContinuationScorer:
         names = [*log_probs]
         parts = [batch.rows(log_probs[name]) for name in names]
         hits = [batch.rows(greedy[name]) for name in names]
+        own = batch.rows(energies) if energies is not None else [None] * len(pairs)
         return [
             ContinuationScore(
                 {name: part[i] for name, part in zip(names, parts, strict=True)},
                 {name: bool(hit[i].all()) for name, hit in zip(names, hits, strict=True)},
+                own[i],
             )
             for i in range(len(pairs))
         ]
 
-    def _columns(self, batch: ContinuationBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """log p of the targets and whether they are the likeliest, ``(batch, width)`` by column."""
+    def _columns(self, batch: ContinuationBatch) -> tuple:
+        """The fields of `TargetValues`, the energies only where there are any."""
         logits = self.model(**batch.model_inputs(), use_cache=False).logits[:, -batch.width - 1 : -1]
         log_probs, greedy = _of_logits(logits, batch.targets())
         return {"lm": log_probs}, {"lm": greedy}
@@ -175,16 +188,24 @@ class EnergyScorer(ContinuationScorer):
             **batch.model_inputs(), output_energies=False, use_cache=False, logits_to_keep=batch.width + 1
         ).logits
         greedy_lm = logits[:, :-1].argmax(-1) == batch.targets()
-        if self.settings.method == "exact":
-            token, log_z, best = self._exact(batch)
-            ends = {"elm": log_z}
-        else:
-            token, lower, upper, best = self._bounded(batch, logits)
-            ends = {"elm": (lower + upper) / 2, "elm_lower": upper, "elm_upper": lower}
-        lm, energy = token
+        (lm, energy), lower, upper, best = self.normalised(batch, logits)
+        ends = {"elm": (lower + upper) / 2}
+        if self.interval is not None:
+            ends |= {"elm_lower": upper, "elm_upper": lower}
         log_probs = {"lm": lm} | {name: lm - energy - log_z for name, log_z in ends.items()}
         likeliest = best == batch.targets().cpu()
-        return log_probs, {"lm": greedy_lm.cpu()} | dict.fromkeys(ends, likeliest)
+        return log_probs, {"lm": greedy_lm.cpu()} | dict.fromkeys(ends, likeliest), energy
+
+    def normalised(self, batch: ContinuationBatch, logits: Tensor):
+        """(log p_LM, E) of the targets, both ends of log Z (equal where it is exact) and the likeliest token, ``(batch, width)``.
+
+        Args:
+            logits: of the LM at the last ``width + 1`` columns.
+        """
+        if self.settings.method == "exact":
+            token, log_z, best = self._exact(batch)
+            return token, log_z, log_z, best
+        return self._bounded(batch, logits)
 
     def _exact(self, batch):
         """(log p_LM, E), log Z over the whole vocabulary, and the likeliest token, ``(batch, width)`` each."""
@@ -248,6 +269,28 @@ class EnergyScorer(ContinuationScorer):
             token = tuple(_float64(each[:, -width:]) for each in (scores.token_log_probs, scores.token_energies))
             parts = (_float64(each[..., -width:]).transpose(1, 2) for each in (scores.log_probs, scores.energies))
             yield token, *parts
+
+
+class TokenEnergyScorer(ContinuationScorer):
+    """MonArc without Z: the column ``lm``, and energies, at the cost of two passes whatever the vocabulary."""
+
+    def __init__(self, model, batch_size: int = 8):
+        if not hasattr(model, "score_candidates"):
+            raise ValueError(f"{type(model).__name__} has no energies of tokens; a MonArc model has.")
+        super().__init__(model, batch_size)
+
+    def _columns(self, batch):
+        logits = self.model(
+            **batch.model_inputs(), output_energies=False, use_cache=False, logits_to_keep=batch.width + 1
+        ).logits
+        log_probs, greedy = _of_logits(logits[:, :-1], batch.targets())
+        last = torch.tensor(
+            [batch.input_ids.shape[1] - 1], device=self.device
+        )  # the candidates' own energies are not used
+        scores = self.model.score_candidates(
+            candidates=batch.input_ids.unsqueeze(1), positions=last, **batch.model_inputs()
+        )
+        return {"lm": log_probs}, {"lm": greedy}, _float64(scores.token_energies[:, -batch.width :])
 
 
 def scorer_of(model, batch_size: int = 8, think_steps: int | None = None, **energy_options) -> ContinuationScorer:

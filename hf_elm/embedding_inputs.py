@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +25,17 @@ class EmbeddingInputs:
         texts: the texts.
         ids: the value of ``id_column``, else the path below the folder for whole files, else the number of the row from
             0, with the file's path before it where there are several inputs.
+        kept: further columns of tables, by name.
     """
 
     texts: list[str] = field(default_factory=list)
     ids: list[Id] = field(default_factory=list)
+    kept: dict[str, list[Any]] = field(default_factory=dict)
 
 
-def read_inputs(sources: list[str], text_column: str = "text", id_column: str | None = None) -> EmbeddingInputs:
+def read_inputs(
+    sources: list[str], text_column: str = "text", id_column: str | None = None, keep: Sequence[str] = ()
+) -> EmbeddingInputs:
     """Reads every source in turn.
 
     ========================================  ==================================================
@@ -44,22 +48,26 @@ def read_inputs(sources: list[str], text_column: str = "text", id_column: str | 
     folder                                    UTF-8 file, by path; hidden ones do not count
     ========================================  ==================================================
 
-    All but parquet may end in ``.gz`` as well.
+    All but parquet may end in ``.gz`` as well. ``keep`` names further columns of tables to read; other sources have none.
 
     Raises:
         FileNotFoundError: a source does not exist.
         ValueError: an unknown suffix, unreadable or non-UTF-8 content, a missing column, a row without a text, no text.
         ImportError: a parquet file, and pyarrow is not installed.
     """
-    inputs = EmbeddingInputs()
+    inputs = EmbeddingInputs(kept={name: [] for name in keep})
     for source in sources:
+        if keep and (source == STDIN or os.path.isdir(source)):
+            raise ValueError(
+                f"{source} has no columns, and so no {keep[0]!r} to keep; leave keep out, or give tables."
+            )
         if source == STDIN:
             rows = enumerate(_lines(sys.stdin, "standard input"))
         elif os.path.isdir(source):
             rows = _whole_files(Path(source))
         else:
-            rows = _rows(source, text_column, id_column)
-        for own, text in rows:
+            rows = _rows(source, text_column, id_column, keep)
+        for own, text, *kept in rows:
             if not isinstance(text, str):
                 raise ValueError(
                     f"{source}: the row with id {own} has no text in {text_column!r} but {text!r}; fill it, or leave the "
@@ -67,17 +75,21 @@ def read_inputs(sources: list[str], text_column: str = "text", id_column: str | 
                 )
             inputs.ids.append(f"{source}:{own}" if len(sources) > 1 and id_column is None else own)
             inputs.texts.append(text)
+            for name, value in zip(keep, kept, strict=True):
+                inputs.kept[name].append(value)
     if not inputs.texts:
         raise ValueError(f"no texts in {', '.join(sources)}; give at least one.")
     return inputs
 
 
-def _rows(source: str, text_column: str, id_column: str | None) -> Iterator[tuple[Id, Any]]:
-    """Id and text of every row of a file."""
+def _rows(source: str, text_column: str, id_column: str | None, keep: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Id, text and kept columns of every row of a file."""
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"input {source} does not exist; give files, folders, or - for standard input.")
     suffix = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    if suffix in LINES and keep:
+        raise ValueError(f"{source} has no columns, and so no {keep[0]!r} to keep; leave keep out, or give tables.")
     if suffix in LINES:
         with _opened(path) as file:
             yield from enumerate(_lines(file, source))
@@ -88,16 +100,17 @@ def _rows(source: str, text_column: str, id_column: str | None) -> Iterator[tupl
             f'input {source} has the unknown suffix "{suffix}"; known are {known}, and folders of text files.'
         )
     read = {".jsonl": _jsonl, ".parquet": _parquet}.get(suffix, _csv)
-    columns = [text_column] if id_column is None else [text_column, id_column]
+    columns = [text_column, *([] if id_column is None else [id_column]), *keep]
     for number, row in enumerate(read(path, columns)):
         missing = [name for name in columns if name not in row]
         if missing:
-            option = "text_column" if missing[0] == text_column else "id_column"
+            option = {text_column: "text_column", id_column: "id_column"}.get(missing[0], "keep")
             raise ValueError(
                 f"{option}={missing[0]!r} is not in row {number} of {source}, which has {list(row)}; name another by "
                 f"{option}=."
             )
-        yield number if id_column is None else row[id_column], row[text_column]
+        own = number if id_column is None else row[id_column]
+        yield own, row[text_column], *(row[name] for name in keep)
 
 
 def _lines(file, name) -> Iterator[str]:

@@ -17,6 +17,10 @@ class TaskSection:
         max_gen_toks: new tokens where a task does not say.
         think_steps: nanoEBM: refinement steps of system 2; missing: as configured.
         num_candidates: MonArc: candidates per generated token; missing: as saved with the model.
+        choose: of generation tasks: sample choose_from generations and choose one: likelihood, energy, vote or consistency, as in
+            ``hf-elm generate``; missing: as the task asks, mostly greedy.
+        choose_from: generations to choose from.
+        answer_pattern: regular expression of an answer, for vote and consistency; missing: the whole generation.
         method: MonArc: how log Z is found: auto, exact, sampled or certified, as in ``hf-elm evaluate``.
         num_samples: MonArc: samples per position.
         exact_top: MonArc: likeliest tokens summed exactly; missing: 64.
@@ -37,6 +41,9 @@ class TaskSection:
     max_gen_toks: int = 256
     think_steps: int | None = None
     num_candidates: int | None = None
+    choose: str | None = None
+    choose_from: int = 16
+    answer_pattern: str | None = None
     method: str = "auto"
     num_samples: int = 64
     exact_top: int | None = None
@@ -56,7 +63,8 @@ class CompareSection:
         part: held_out, train or all; missing: held_out where the text is that of the run that wrote the first model, else all.
         documents: so many documents of it, drawn by ``seed``; 0 is all.
         document_bytes: the first so many bytes of each; 0 is all.
-        window: tokens that a model sees at once; missing: all of its positions.
+        window: tokens that a model sees at once, the same for all; missing: the rows that the models were trained on, the smallest
+            (a model whose run left no recipe.yaml beside it counts with its positions).
         baseline: the column that the others are compared with, e.g. b:lm; missing: the first.
         think_steps: nanoEBM: refinement steps of system 2; missing: as configured.
         method: MonArc: how log Z is found: auto, exact, sampled or certified, as in ``hf-elm evaluate``.

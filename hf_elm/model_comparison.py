@@ -17,6 +17,7 @@ from .document_totals import Estimate, ratio_estimate
 from .families import FAMILIES, read_model_type
 from .saved_models import load_checkpoint, load_tokenizer, pick_device
 from .spent_compute import spent_compute
+from .trained_windows import common_window
 
 
 def compare_models(
@@ -41,7 +42,8 @@ def compare_models(
         checkpoints: folders or Hub ids.
         names: short names of the models; None = a, b, c, ...
         baseline: ``"name:column"``; None = the first column.
-        window: tokens that a model sees at once, see `score_documents`; None = all of its own positions.
+        window: tokens that a model sees at once, see `score_documents`; the same for all, so that they have the same contexts.
+            None = the smallest of the row lengths that they were trained with, see `hf_elm.trained_windows`.
         scoring: ``batch_size``, ``think_steps``, and of MonArc ``method``, ``num_samples``, ``exact_top``, ``max_rows``, ``seed``.
 
     Raises:
@@ -50,6 +52,7 @@ def compare_models(
     if not checkpoints or len(texts) < 2:
         raise ValueError(f"compare needs a model and at least 2 documents, got {len(checkpoints)} and {len(texts)}.")
     names = names or [_letter(i) for i in range(len(checkpoints))]
+    window, origin = common_window(checkpoints, window)
     loaded: dict[str, DocumentScores] = {}
     columns: dict[str, Column] = {}
     vocabularies: dict[str, Any] = {}
@@ -77,6 +80,7 @@ def compare_models(
         num_bytes=sum(len(text.encode("utf-8", errors="surrogatepass")) for text in texts),
         same_tokens=alike,
         window=window,
+        window_origin=origin,
         compute={name: spent_compute(checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)},
     )
 

@@ -15,6 +15,7 @@ from . import run_folder
 from .environment import describe_environment
 from .hub_folder import export_checkpoint, run_without_hf_elm
 from .trainers.corpora import load_corpus
+from .trainers.curves_picture import write_curves_picture
 from .trainers.packing import PackingCollator, pack_rows
 from .trainers.tokenization import build_tokenizer
 
@@ -88,7 +89,8 @@ class QuickstartStory:
         }
 
     def train(self, trainer_class: type[Trainer], model, arguments) -> float:
-        """Trains ``model`` in place on ``train_rows``; the CPU seconds it took."""
+        """Trains ``model`` in place on ``train_rows``; the CPU seconds it took, without those of drawing the curves."""
+        arguments.curves = False
         trainer = trainer_class(
             model=model,
             args=arguments,
@@ -99,7 +101,9 @@ class QuickstartStory:
         trainer.add_callback(QuietProgress)
         start = time.process_time()
         trainer.train()
-        return time.process_time() - start
+        seconds = time.process_time() - start
+        write_curves_picture(trainer.state.log_history, arguments.output_dir)
+        return seconds
 
     def save(self, model, name: str) -> None:
         """Writes ``model`` and the tokenizer to the folder ``name``."""
@@ -124,6 +128,7 @@ class QuickstartStory:
             "settings": asdict(self),
             "cpu_seconds": seconds,
             "wall_seconds": wall,
+            "sequence_length": self.sequence_length,
             **more,
             "environment": environment,
         }

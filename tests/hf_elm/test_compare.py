@@ -127,6 +127,22 @@ def test_sampled_ends_enclose_the_middle(folders):
     assert values == sorted(values)
 
 
+def test_models_share_the_smallest_window_that_one_was_trained_in(folders, tmp_path):
+    short = tiny.saved(tiny.gpt2(LETTERS), LETTERS, tmp_path / "short")
+    (tmp_path / "short" / "recipe.yaml").write_text("data:\n  sequence_length: 8\n")
+    found = compare_models([folders["gpt2"], short], TEXTS, progress=False)
+    assert found.window == found.to_dict()["window"] == 8
+    assert f"at most 8 tokens seen at once: the rows that {short} was trained on" in found.notes()
+    own, other = (column.nats_per_token for column in found.columns.values())
+    assert own == other  # the same weights, the same contexts
+    expected = score_documents(scorer_of(tiny.gpt2(LETTERS)), LETTERS, TEXTS, 8, progress=False)
+    assert own == pytest.approx(ratio_estimate(expected.nll["lm"], expected.counts), abs=1e-6)
+    wide = compare_models([folders["gpt2"], short], TEXTS, window=999, progress=False)
+    assert wide.window == tiny.POSITIONS
+    assert "fewer than the 999 asked for" in wide.window_origin
+    assert wide.columns["a:lm"].nats_per_token != own
+
+
 def test_documents_are_drawn_and_cut():
     texts = ["é" * 40, "  ", *(f"document {i}" for i in range(9))]
     chosen = chosen_documents(texts, 5, 11, seed=0)
