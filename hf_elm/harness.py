@@ -22,8 +22,10 @@ from tqdm.auto import tqdm
 
 from .continuation_batch import continuation_pieces
 from .continuation_scores import ContinuationScore, ContinuationScorer, EnergyScorer, Pair, scorer_of
+from .harness_choice import ChosenGeneration
 from .harness_generation import MAX_NEW_TOKENS, generate_texts, generation_request, request_key, seed_of
 from .saved_models import load_checkpoint
+from .text_scores import TextScorer
 
 
 try:
@@ -69,6 +71,10 @@ class HarnessModel(TemplateLM):
         method, num_samples, exact_top, max_rows, seed: how log Z is found, see `hf_elm.evaluation.evaluate_elm`.
         think_steps: nanoEBM's refinement steps; None = as configured.
         num_candidates: MonArc's candidates per generated token; None = as saved. ``half=lm`` generates with 1.
+        choose: how one of ``choose_from`` sampled generations is chosen, by the half's own probabilities (see
+            `hf_elm.sample_choice`): likelihood, energy, vote or consistency; None = as the task asks, greedy mostly.
+        choose_from: generations to choose from.
+        answer_pattern: regular expression of an answer, for vote and consistency; None = the whole generation.
         max_gen_toks: new tokens where a task does not say.
         prefix_token_id: stands before texts that have no context; None = the tokenizer's bos, else eos token.
 
@@ -91,6 +97,9 @@ class HarnessModel(TemplateLM):
         seed: int = 0,
         think_steps: int | None = None,
         num_candidates: int | None = None,
+        choose: str | None = None,
+        choose_from: int = 16,
+        answer_pattern: str | None = None,
         max_gen_toks: int = MAX_NEW_TOKENS,
         prefix_token_id: int | None = None,
     ):
@@ -104,6 +113,7 @@ class HarnessModel(TemplateLM):
             scorer = scorer_of(model, size, think_steps, **options, seed=seed)
             self.requests = ScoredRequests(model, tokenizer, scorer)
         self.seed, self.max_gen_toks, self.num_candidates = seed, max_gen_toks, num_candidates
+        self.chosen = ChosenGeneration(choose, choose_from, answer_pattern) if choose is not None else None
         self.tokenizer, self.model = self.requests.tokenizer, self.requests.model
         self.half, self.column = half, column_of(self.requests.scorer, half)
         self._prefix = _prefix_token(self.tokenizer, prefix_token_id)
@@ -206,6 +216,10 @@ class HarnessModel(TemplateLM):
         else:
             fixed = {"use_thinking": not plain, "think_steps": None if plain else scorer.think_steps}
         fixed = {name: value for name, value in fixed.items() if value is not None}
+        if self.chosen is not None:
+            texts, seeds = TextScorer(scorer, self.tokenizer), [seed_of(self.seed, each, request) for each in contexts]
+            pairs = zip(contexts, seeds, strict=True)
+            return [self.chosen.text(texts, self.column, each, request, seed, **fixed) for each, seed in pairs]
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(seed_of(self.seed, contexts[0], request))
             return generate_texts(self.model, self.tokenizer, contexts, request, self.max_length, **fixed)

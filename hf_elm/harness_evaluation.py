@@ -35,6 +35,9 @@ def evaluate_tasks(
     think_steps: int | None = None,
     num_candidates: int | None = None,
     max_gen_toks: int = 256,
+    choose: str | None = None,
+    choose_from: int = 16,
+    answer_pattern: str | None = None,
     limit: int | float | None = None,
     num_fewshot: int | None = None,
     gen_kwargs: str | None = None,
@@ -53,6 +56,7 @@ def evaluate_tasks(
         checkpoint: folder that a run or save_pretrained wrote, or a Hub id.
         tasks: names of the harness's tasks, groups and tags, or of those shipped with this package.
         half: see `HarnessModel`; ``"both"``: the language model and the energy-based model, or systems 1 and 2.
+        choose, choose_from, answer_pattern: how generations are chosen, see `HarnessModel`.
         limit: documents per task, or below 1 their share.
         use_cache: beginning of the harness's cache files; their names also tell model, half and settings.
         energy_options: ``method``, ``num_samples``, ``exact_top``, ``max_rows`` of a MonArc model.
@@ -65,9 +69,11 @@ def evaluate_tasks(
     scorer = scorer_of(model, batch_size, think_steps, seed=seed, **energy_options)
     requests = ScoredRequests(model, tokenizer, scorer)
     columns = list(scorer.columns) if half == ALL_HALVES else [column_of(scorer, half)]
+    choice = {"choose": choose, "choose_from": choose_from, "answer_pattern": answer_pattern}
     run = _Run(requests, manager, seed, num_candidates, max_gen_toks, bootstrap_iters, use_cache)
+    run.model_options |= choice
     run.options = {"limit": limit, "num_fewshot": num_fewshot, "gen_kwargs": gen_kwargs}
-    run.fingerprint = _fingerprint(checkpoint, scorer, dtype, num_candidates, max_gen_toks)
+    run.fingerprint = _fingerprint(checkpoint, scorer, dtype, num_candidates, max_gen_toks, *choice.values())
     results = {column: run(column, tasks) for column in columns}
     undecided: dict[str, dict[str, int]] = {}
     if scorer.interval and scorer.columns[-1] in columns:

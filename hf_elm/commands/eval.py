@@ -64,6 +64,11 @@ def _check(given: dict[str, Any], settings: dict[str, Any], tasks: list[str]) ->
     family = find_family(name)
     if family.generation is None:
         raise ValueError(f"checkpoint={given['checkpoint']} is a {name} model, an encoder; eval needs a causal model.")
+    if settings["choose"] == "energy" and not family.residual_energy:
+        raise ValueError(f"choose=energy does not concern a {name} model; take choose=likelihood.")
+    for key in ("choose_from", "answer_pattern") if settings["choose"] is None else ():
+        if key in given:
+            raise ValueError(f"{key} concerns a choice among generations; give choose=... too.")
     for key in _ENERGY_KEYS if not family.residual_energy else ("think_steps",):
         if key in given:
             raise ValueError(f"{key} does not concern a {name} model; leave it out.")
@@ -77,6 +82,11 @@ def _check(given: dict[str, Any], settings: dict[str, Any], tasks: list[str]) ->
         "max_gen_toks": (lambda x: x >= 1, "at least 1"),
         "think_steps": (lambda x: x >= 1, "at least 1"),
         "num_candidates": (lambda x: x >= 1, "at least 1"),
+        "choose": (
+            lambda x: x in ("likelihood", "energy", "vote", "consistency"),
+            "likelihood, energy, vote or consistency",
+        ),
+        "choose_from": (lambda x: x >= 1, "at least 1"),
         "seed": (lambda x: 0 <= x < 2**32, "in [0, 2**32)"),
     }
     for key, (holds, rule) in rules.items():

@@ -1,21 +1,28 @@
 """usage: hf-elm generate checkpoint=PATH_OR_ID prompt="..." [key=value ...] [--key value ...]
 
-Continue a prompt; tokens are printed as they come. Per token the LM proposes candidates and the energy chooses among them.
+Continue a prompt; tokens are printed as they come. Per token the LM proposes candidates and the energy chooses among them. With
+choose=... num_samples continuations are drawn, of any causal LM, and one of them is chosen by its likelihood or energy, or by the
+answer that they agree on.
 
   hf-elm generate checkpoint=runs/first prompt="def main(" max_new_tokens=200 num_candidates=16
   echo "import os" | hf-elm generate checkpoint=runs/first --prompt - --temperature 0.8 stream=false
+  hf-elm generate checkpoint=runs/first prompt="3+4=" choose=consistency num_samples=32 stop='\\n' answer_pattern='[0-9]+'
 """
 
 import sys
+from dataclasses import fields
 from typing import Any
 
-from ..command_schemas import generation_schema
-from ..families import family_of_checkpoint
+from ..choice_sections import ChoiceSection
+from ..command_schemas import PLAIN_LM, generation_schema
+from ..families import FAMILIES, family_of_checkpoint, read_model_type
 from ..recipes import literal_defaults, merge, split_arguments
 
 
 schema = generation_schema
 _OWN = {"checkpoint", "device", "dtype", "seed", "prompt", "stream"}
+_CHOICE = {field.name for field in fields(ChoiceSection)}
+_NUM_SAMPLES = 16
 
 
 def run(arguments: list[str]) -> None:
@@ -29,19 +36,42 @@ def run(arguments: list[str]) -> None:
         raise ValueError(
             'generate takes key=value pairs, first of all checkpoint=<folder or Hub id>, and prompt="...".'
         )
-    own_schema = schema(family_of_checkpoint(given["checkpoint"]))
+    own_schema = schema(_family(given))
     _, given = split_arguments(arguments, own_schema)
     settings = merge(literal_defaults(own_schema.keys.values()), given)
     _check(settings)
+    _check_choice(given, settings)
     if settings["prompt"] == "-":
         settings["prompt"] = sys.stdin.read()
+    own = {name: settings[name] for name in _OWN}
+    unused = _OWN if settings["choose"] else _OWN | _CHOICE
+    options: dict[str, Any] = {
+        name: value for name, value in settings.items() if name not in unused and value is not None
+    }
+    if settings["choose"]:
+        _choose(own, options)
+        return
     from ..continuation import continue_prompt  # imports torch
 
-    own = {name: settings[name] for name in _OWN}
-    options: dict[str, Any] = {
-        name: value for name, value in settings.items() if name not in _OWN and value is not None
-    }
     continue_prompt(**own, **options)
+
+
+def _family(given: dict[str, Any]) -> str:
+    """The family whose keys are valid; a choice among samples is for other causal LMs too."""
+    if given.get("choose") is None:
+        return family_of_checkpoint(given["checkpoint"])
+    kind = read_model_type(given["checkpoint"])
+    return kind if kind in FAMILIES else PLAIN_LM
+
+
+def _choose(own: dict[str, Any], options: dict[str, Any]) -> None:
+    from ..chosen_continuation import print_chosen  # imports torch
+
+    del own["stream"], options["num_return_sequences"]
+    options["num_samples"] = options.get("num_samples", _NUM_SAMPLES)
+    if "stop" in options:
+        options["stop"] = options["stop"].replace("\\n", "\n")
+    print_chosen(**own, **options)
 
 
 def _check(settings):
@@ -65,3 +95,27 @@ def _check(settings):
     for name, (holds, rule) in rules.items():
         if not holds:
             raise ValueError(f"{name} must be {rule}, got {settings[name]}.")
+
+
+def _check_choice(given, settings):
+    """The keys of a choice, before anything is loaded; they concern nothing else."""
+    for name in sorted(_CHOICE & given.keys()) if settings["choose"] is None else ():
+        raise ValueError(
+            f"{name} concerns a choice among samples; give choose=likelihood, energy, vote or consistency."
+        )
+    if settings["choose"] is None:
+        return
+    rules = {
+        "choose": (
+            lambda x: x in ("likelihood", "energy", "vote", "consistency"),
+            "likelihood, energy, vote or consistency",
+        ),
+        "num_samples": (lambda x: x is None or x >= 1, "at least 1"),
+        "samples_at_once": (lambda x: x >= 1, "at least 1"),
+        "normalize": (lambda x: x in ("none", "tokens"), "none or tokens"),
+        "do_sample": (lambda x: x, "true with choose: there is one likeliest continuation"),
+        "num_return_sequences": (lambda x: x == 1, "1 with choose; num_samples is how many are drawn"),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds(settings[name]):
+            raise ValueError(f"{name} must be {rule}, got {settings[name]!r}.")
