@@ -14,7 +14,7 @@ from .card_files import CARD, has_users_card
 from .families import find_family, read_model_type
 from .hub_contents import HubFile, check_contents, hub_files
 from .hub_folder import TOLERANCE, expected_outputs, run_without_hf_elm
-from .model_cards.card_facts import LIKELIHOOD, RETRIEVAL, read_facts
+from .model_cards.card_facts import CURVES, LIKELIHOOD, RETRIEVAL, has_curves, read_facts
 from .model_cards.card_text import model_card
 from .saved_models import load_checkpoint
 
@@ -80,6 +80,8 @@ def prepare_adapter(folder: Path, scratch: Path, base: str, declared: dict[str, 
     for name in (LIKELIHOOD, RETRIEVAL):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, scratch / name)
+    if has_curves(folder):
+        shutil.copyfile(folder / CURVES, scratch / CURVES)
     _check(scratch, home, model)
     _write_card(folder, scratch, home, config, declared)
     return hub_files(scratch)
@@ -116,5 +118,6 @@ def _write_card(folder, scratch, home, config, declared):
         return
     facts = read_facts(home, source=folder, **declared)
     base = config["base_model_name_or_path"]
-    facts = dataclasses.replace(facts, adapter=config, parameters=None, declared_base=base)
+    own = {"adapter": config, "parameters": None, "declared_base": base, "curves": has_curves(scratch)}
+    facts = dataclasses.replace(facts, **own)
     (scratch / CARD).write_text(model_card(facts), encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .families import FAMILIES
-from .model_cards.card_facts import CONFIG, LIKELIHOOD, RETRIEVAL, read_facts
+from .model_cards.card_facts import CONFIG, CURVES, LIKELIHOOD, RETRIEVAL, has_curves, read_facts
 from .model_cards.card_text import is_own_card, model_card, with_repo_id
 from .run_folder import write_atomically
 
@@ -39,7 +39,8 @@ def new_card(folder: str | Path, *, source: str | Path | None = None, **declared
 
 
 def carry_over(source: str | Path, folder: str | Path, **declared: Any) -> None:
-    """Beside the model exported from ``source`` (folder or Hub id) to ``folder``: evaluation results, and its card.
+    """Beside the model exported from ``source`` (folder or Hub id) to ``folder``: evaluation results, the picture of
+    its training, and its card.
 
     The user's README.md is copied as it is.
     """
@@ -49,6 +50,8 @@ def carry_over(source: str | Path, folder: str | Path, **declared: Any) -> None:
     for name in RESULTS if source else ():
         if (source / name).is_file():
             shutil.copyfile(source / name, Path(folder, name))
+    if source and has_curves(source):
+        shutil.copyfile(source / CURVES, Path(folder, CURVES))
     if source and (source / CARD).is_file():
         shutil.copyfile(source / CARD, Path(folder, CARD))
     if (text := new_card(folder, source=source, **declared)) is not None:

@@ -115,7 +115,7 @@ def check_contents(folder: str | Path) -> list[HubFile]:
 def _read(path):
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
     return content
 
@@ -128,8 +128,9 @@ def _check_weights(folder: Path, names: set[str]) -> None:
             )
         return
     content = _read(folder / _INDEX)
-    shards = set((content.get("weight_map") or {}).values()) if isinstance(content, dict) else set()
-    for shard in sorted(map(str, shards)):
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    shards = {str(shard) for shard in weight_map.values()} if isinstance(weight_map, dict) else set()
+    for shard in sorted(shards):
         if shard not in names or "/" in shard or not shard.endswith(".safetensors"):
             raise ValueError(f'DIR={folder}: {_INDEX} names "{shard}", which is no safetensors file of the folder.')
     if not shards:
@@ -139,7 +140,8 @@ def _check_weights(folder: Path, names: set[str]) -> None:
 def _check_modules(folder: Path) -> None:
     """Of sentence-transformers: each module is a folder inside."""
     path = folder / "modules.json"
-    for module in _read(path) if path.is_file() else ():
+    modules = _read(path) if path.is_file() else []
+    for module in modules if isinstance(modules, list) else [modules]:
         place = module.get("path", "") if isinstance(module, dict) else None
         if not isinstance(place, str) or not (folder / place).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f'DIR={folder}: modules.json names the path "{place}", which is not inside the folder.')

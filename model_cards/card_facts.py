@@ -1,6 +1,7 @@
 """What is known about a saved model, read from the files beside it; what no file says stays None or empty."""
 
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ import yaml
 
 CONFIG, RECIPE, ENVIRONMENT, METRICS = "config.json", "recipe.yaml", "environment.json", "metrics.jsonl"
 LIKELIHOOD, RETRIEVAL, MODULES = "likelihood.json", "retrieval.json", "modules.json"
+CURVES = "curves.png"
+_CURVES_MARK = b"hf_elm training curves"  # as the trainers write it into their picture; any other is the user's own
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_ENDINGS = (
     ".txt",
@@ -40,6 +43,7 @@ class CardFacts:
         likelihood: the record of a likelihood, in any of the forms that this package writes.
         retrieval: scores of retrieval, one dict per retriever and task.
         last_log: the last line of metrics.jsonl that has a training loss.
+        curves: the folder has the picture of the training that the trainer drew.
         parameters: number of stored weights.
         sentence_transformers: the folder has its modules.
         adapter: adapter_config.json where the card is of a PEFT adapter; ``config`` is then that of its base.
@@ -53,6 +57,7 @@ class CardFacts:
     likelihood: dict[str, Any] = field(default_factory=dict)
     retrieval: list[dict[str, Any]] = field(default_factory=list)
     last_log: dict[str, Any] = field(default_factory=dict)
+    curves: bool = False
     parameters: int | None = None
     sentence_transformers: bool = False
     adapter: dict[str, Any] = field(default_factory=dict)
@@ -147,10 +152,20 @@ def read_facts(folder: str | Path, *, source: str | Path | None = None, **declar
         likelihood=_read_json(source / LIKELIHOOD) or {},
         retrieval=[score for score in retrieval if isinstance(score, dict)],
         last_log=_last_log(run / METRICS, int(step.group(1)) if step else None),
+        curves=has_curves(folder),
         parameters=_count_parameters(folder),
         sentence_transformers=(folder / MODULES).is_file(),
         **declared,
     )
+
+
+def has_curves(folder: str | Path) -> bool:
+    """Whether ``folder`` has the picture of its training that the trainer drew, and not another file of that name."""
+    path = Path(folder, CURVES)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _CURVES_MARK in file.read(1024)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -158,7 +173,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore or remove it.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}; restore or remove it.")
@@ -170,7 +185,7 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); restore or remove it.") from None
     return content if isinstance(content, dict) else {}
 
@@ -178,12 +193,15 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 def _last_log(path: Path, last_step: int | None) -> dict[str, Any]:
     """The last line with a training loss, up to ``last_step``; lines that a kill cut off are passed over."""
     found: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "loss" in record and (last_step is None or record.get("step", 0) <= last_step):
+        if not isinstance(record, dict) or "loss" not in record:
+            continue
+        step = record.get("step", 0)
+        if last_step is None or (isinstance(step, int) and step <= last_step):
             found = record
     return found
 
@@ -196,12 +214,7 @@ def _count_parameters(folder: Path) -> int | None:
             try:
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length)) if length <= path.stat().st_size else None
-                shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-            except (ValueError, struct.error, AttributeError, KeyError, TypeError):
+                total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+            except (ValueError, struct.error, AttributeError, KeyError, TypeError, RecursionError):
                 raise ValueError(f"{path} is not a whole safetensors file; restore it.") from None
-        for shape in shapes:
-            size = 1
-            for length in shape:
-                size *= length
-            total += size
     return total or None

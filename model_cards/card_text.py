@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .card_facts import CardFacts
+from .card_facts import CURVES, CardFacts
 from .measurements import Measurement, likelihood_measurements, likelihood_method
 
 
@@ -300,7 +300,10 @@ def _training_section(facts: CardFacts) -> str:
     rows += [("software", ", ".join(filter(None, [own, *versions]))), ("commit of hf_elm", _commit(environment))]
     rows.append(("device", environment.get("device")))
     known = [(name, value) for name, value in rows if not (value is None or value is False or value == "")]
-    return "## Training\n\n" + _table(("", ""), known) if known else ""
+    if not known:
+        return ""
+    picture = f"\n\n![Metrics of the training by optimizer step]({CURVES})" if facts.curves else ""
+    return f"## Training\n\n{_table(('', ''), known)}{picture}"
 
 
 def _code(names):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .argument_checks import give_floor, read_numbers, require
+from .experiment_trackers import require_trackers
 
 
 @dataclass
@@ -31,6 +32,7 @@ class MaskedLMConfig(TrainingArguments):
         max_length: tokens per row at most, for datasets of raw text; longer documents go on in the next row.
         stop_on_nonfinite: raise `NonFiniteError` when a loss or the gradient norm is not finite.
         metrics_file: JSON lines, one per log, below ``output_dir``; None = none.
+        curves: draw ``curves.png`` below ``output_dir`` at the end of the training, where matplotlib is installed.
         learning_rate: peak learning rate.
         weight_decay: of matrices other than embeddings (see ``decay_all_parameters``).
         adam_beta2: second-moment decay of Adam.
@@ -70,6 +72,7 @@ class MaskedLMConfig(TrainingArguments):
     metrics_file: str | None = field(
         default="metrics.jsonl", metadata={"help": "JSON lines, one per log, below output_dir; None = none."}
     )
+    curves: bool = field(default=True, metadata={"help": "Draw curves.png at the end of the training."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.0125, metadata={"help": "Weight decay of matrices other than embeddings."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Second-moment decay of Adam."})
@@ -84,6 +87,7 @@ class MaskedLMConfig(TrainingArguments):
         self._check_fields()
         give_floor(self)
         super().__post_init__()
+        require_trackers(self.report_to)
 
     def _check_fields(self):
         rules = {

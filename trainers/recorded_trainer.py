@@ -17,6 +17,7 @@ from .checkpoint_folders import (
     write_file_list,
     written_whole,
 )
+from .curves_picture import write_curves_picture
 from .finite_guard import FiniteGuard, NonFiniteError
 from .peft_adapters import with_adapters
 from .run_records import MetricsFile, MetricWindow, peak_memory_mib
@@ -37,11 +38,11 @@ class RecordedTrainer(StreamTrainer):
     * A checkpoint is written whole or not at all, and refused at resume when it is not whole.
     * SIGTERM saves a checkpoint after the step at hand and exits with status 143, see `termination`.
     * A stream is resumed where it stood, see `StreamTrainer`.
-    * Every log is a line of ``metrics.jsonl``.
+    * Every log is a line of ``metrics.jsonl``, and at the end they are a picture, ``curves.png``.
     * ``peft_config`` trains PEFT adapters, and `modules_trained_whole` beside them, instead of the weights: see `with_adapters`.
 
     Subclasses write ``compute_loss``, whose loss they divide by the items of the whole optimizer step, and `evaluation_metrics`.
-    The arguments need ``stop_on_nonfinite`` and ``metrics_file``.
+    The arguments need ``stop_on_nonfinite``, ``metrics_file`` and ``curves``.
     """
 
     loss_is_scaled_for_ga = True
@@ -203,6 +204,8 @@ class RecordedTrainer(StreamTrainer):
             if self.is_world_process_zero():
                 announce(last_usable_checkpoint(self.args.output_dir), self.state.global_step)
             raise TrainingTerminated
+        if self.args.curves and self.is_world_process_zero():
+            write_curves_picture(self.state.log_history, self.args.output_dir)
         return result
 
     def _usable_checkpoint(self, resume_from_checkpoint):

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from .argument_checks import give_floor, read_numbers, require
+from .experiment_trackers import require_trackers
 
 
 logger = logging.get_logger(__name__)
@@ -30,6 +31,7 @@ class RefinementConfig(TrainingArguments):
         reset_position_ids: count positions from 0 in each packed document.
         stop_on_nonfinite: raise `NonFiniteError` when a loss or the gradient norm is not finite.
         metrics_file: JSON lines, one per log, below ``output_dir``; None = none.
+        curves: draw ``curves.png`` below ``output_dir`` at the end of the training, where matplotlib is installed.
         wandb_project: log to this Weights & Biases project, where the package wandb is installed; elsewhere a warning says that
             ``metrics_file`` has it all. The other reporters are chosen by ``report_to``.
         learning_rate: peak learning rate.
@@ -57,6 +59,7 @@ class RefinementConfig(TrainingArguments):
     metrics_file: str | None = field(
         default="metrics.jsonl", metadata={"help": "JSON lines, one per log, below output_dir; None = none."}
     )
+    curves: bool = field(default=True, metadata={"help": "Draw curves.png at the end of the training."})
     wandb_project: str | None = field(default=None, metadata={"help": "Log to this Weights & Biases project."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of matrices other than embeddings."})
@@ -74,6 +77,7 @@ class RefinementConfig(TrainingArguments):
         if self.wandb_project is not None:
             self._report_to_wandb()
         super().__post_init__()
+        require_trackers(self.report_to)
 
     def _report_to_wandb(self):
         if importlib.util.find_spec("wandb") is None:

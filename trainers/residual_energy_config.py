@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .argument_checks import give_floor, read_numbers, require
+from .experiment_trackers import require_trackers
 
 
 FIELDS_OF_THE_MODEL = ("energy_loss", "energy_loss_weight", "num_negatives", "negative_fraction")
@@ -36,6 +37,7 @@ class ResidualEnergyConfig(TrainingArguments):
         stop_on_nonfinite: raise `NonFiniteError` when a loss or the gradient norm is not finite. Checked before each
             optimizer step in one CPU process, elsewhere at each log, evaluation and save: no step waits for the device.
         metrics_file: JSON lines, one per log, below ``output_dir``; None = none.
+        curves: draw ``curves.png`` below ``output_dir`` at the end of the training, where matplotlib is installed.
         learning_rate: peak learning rate.
         weight_decay: of matrices other than embeddings (see ``decay_all_parameters``).
         adam_beta2: second-moment decay of Adam.
@@ -77,6 +79,7 @@ class ResidualEnergyConfig(TrainingArguments):
     metrics_file: str | None = field(
         default="metrics.jsonl", metadata={"help": "JSON lines, one per log, below output_dir; None = none."}
     )
+    curves: bool = field(default=True, metadata={"help": "Draw curves.png at the end of the training."})
     learning_rate: float = field(default=3e-4, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of matrices other than embeddings."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Second-moment decay of Adam."})
@@ -91,6 +94,7 @@ class ResidualEnergyConfig(TrainingArguments):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("nll_bound"):
             self.greater_is_better = False
         super().__post_init__()
+        require_trackers(self.report_to)
 
     def _check_fields(self):
         positive_int = "an integer of at least 1"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from .argument_checks import give_floor, read_numbers, require
+from .experiment_trackers import require_trackers
 
 
 LOSSES = ("orthogonal_projection", "info_nce")
@@ -35,6 +36,7 @@ class RetrievalConfig(TrainingArguments):
         query_prompt, document_prompt: text put before every query and every document.
         stop_on_nonfinite: raise `NonFiniteError` when a loss or the gradient norm is not finite.
         metrics_file: JSON lines, one per log, below ``output_dir``; None = none.
+        curves: draw ``curves.png`` below ``output_dir`` at the end of the training, where matplotlib is installed.
         learning_rate: peak learning rate.
         num_train_epochs: passes over the queries.
         per_device_train_batch_size, per_device_eval_batch_size: queries per batch, each with its documents.
@@ -65,6 +67,7 @@ class RetrievalConfig(TrainingArguments):
     metrics_file: str | None = field(
         default="metrics.jsonl", metadata={"help": "JSON lines, one per log, below output_dir; None = none."}
     )
+    curves: bool = field(default=True, metadata={"help": "Draw curves.png at the end of the training."})
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the queries."})
     per_device_train_batch_size: int = field(default=1, metadata={"help": "Queries per batch."})
@@ -78,6 +81,7 @@ class RetrievalConfig(TrainingArguments):
         self._check_fields()
         give_floor(self)
         super().__post_init__()
+        require_trackers(self.report_to)
 
     def _check_fields(self):
         dims = self.matryoshka_dims

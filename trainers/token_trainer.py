@@ -18,7 +18,8 @@ class TokenTrainer(RecordedTrainer):
       ``tokens_per_second`` of target tokens. ``state.num_input_tokens_seen`` counts the target tokens trained on.
 
     Subclasses say what a target is (`counted_labels`), what else the model's forward gets (`forward_arguments`) and which of
-    its outputs are logged (`output_metrics`), and whether the model shifts labels itself (``shifts_labels``). The arguments need ``stop_on_nonfinite`` and ``metrics_file``.
+    its outputs are logged (`output_metrics`), and whether the model shifts labels itself (``shifts_labels``). The arguments need ``stop_on_nonfinite``,
+    ``metrics_file`` and ``curves``.
     """
 
     shifts_labels = True  # labels[t] is predicted from the tokens before t, so that position 0 has no prediction

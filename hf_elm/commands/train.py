@@ -2,7 +2,7 @@
 
 Train a model on text: from scratch (model.preset), around an existing LM (model.base) or further (model.checkpoint).
 RECIPE is a file or the name of a bundled recipe. The run's folder gets recipe.yaml, environment.json, metrics.jsonl,
-checkpoints, the model with its tokenizer, and likelihood.json. With peft.* it gets an adapter instead of the model, and its
+curves.png, checkpoints, the model with its tokenizer, and likelihood.json. With peft.* it gets an adapter instead of the model, and its
 base where that is saved nowhere else.
 
   hf-elm train monarc_tiny output_dir=runs/first
@@ -97,7 +97,7 @@ def named(arguments: list[str], key: str) -> str | None:
         if name == key:
             return None if (value or following).lower() in ("null", "none") else value or following
     for argument in arguments:
-        with contextlib.suppress(FileNotFoundError, AttributeError, yaml.YAMLError, UnicodeDecodeError):
+        with contextlib.suppress(FileNotFoundError, AttributeError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
             return yaml.safe_load(find_recipe(argument).read_text(encoding="utf-8")).get(key)
     return None
 

@@ -1,4 +1,4 @@
-"""Pictures of thinking and of training: data functions (torch) apart from plot functions (matplotlib, ``hf_elm[plot]``).
+"""Pictures of energies, of thinking and of training: data functions (torch) apart from plot functions (matplotlib, ``hf_elm[plot]``).
 
     from hf_elm.plots.energy_landscape import energy_landscape, plot_energy_landscape
 

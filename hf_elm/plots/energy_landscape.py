@@ -191,7 +191,8 @@ def draw_contour(ax, data: EnergyLandscape, colour_bar: bool = True):
     ax.set_aspect("equal")
     ax.legend(loc="upper left", fontsize=8, framealpha=0.9)
     if colour_bar:
-        bar = ax.figure.colorbar(filled, ax=ax, label="free energy F (nats)", format="%.4g")
+        digits = max(0, -math.floor(math.log10(levels[4] - levels[0])))  # F may be large and the levels close
+        bar = ax.figure.colorbar(filled, ax=ax, label="free energy F (nats)", format=f"%.{digits}f")
         bar.set_ticks(levels[::4])
     return filled
 

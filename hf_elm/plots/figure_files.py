@@ -6,36 +6,20 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..run_folder import require_writable
+from ..trainers.figures import new_figure, require_matplotlib
 
 
+__all__ = [
+    "check_output",
+    "finish",
+    "new_figure",
+    "own_axes",
+    "require_matplotlib",
+    "save_figure",
+    "shown_text",
+    "write_new",
+]
 SUFFIXES = (".png", ".pdf", ".svg")
-
-
-def require_matplotlib() -> None:
-    """Refuses to go on without matplotlib.
-
-    Raises:
-        ImportError: naming the extra to install.
-    """
-    try:
-        import matplotlib  # noqa: F401
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'the package {error.name} is missing; install it with pip install "hf_elm[plot]".'
-        ) from error
-
-
-def new_figure(width: float, height: float):
-    """An empty Figure of that size in inches, which no window and no global state of pyplot knows."""
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def own_axes(ax, width: float, height: float, **options):

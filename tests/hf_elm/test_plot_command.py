@@ -9,33 +9,58 @@ import textwrap
 import pytest
 
 from hf_elm.command_line import main
-from hf_elm.command_schemas import PLOT_KINDS, plot_schema
+from hf_elm.command_schemas import PLOT_FAMILIES, PLOT_KINDS, plot_schema
 from tests.modeling.monarc.tiny_monarc import tiny_monarc
 
 
-SMALL = {"landscape": ["grid=7"], "animate": ["grid=7", "frames_per_step=2"], "gain": ["max_tokens=100"]}
+SMALL = {
+    "landscape": ["grid=7"],
+    "animate": ["grid=7", "frames_per_step=2"],
+    "gain": ["max_tokens=100"],
+    "energies": ["max_tokens=40", "max_rows=512"],
+    "calibration": ["max_tokens=40", "max_rows=512"],
+    "heatmap": ["text=def f(x): # <b>", "max_rows=512"],
+}
+ENERGY_KINDS = [kind for kind, family in PLOT_FAMILIES.items() if family == "monarc"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plots")
+    return trained(tmp_path_factory.mktemp("plots"), "nano-ebm", "tokenizer.kind=char")
+
+
+@pytest.fixture(scope="module")
+def monarc_run(tmp_path_factory):
+    inner = "{model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
+    return trained(
+        tmp_path_factory.mktemp("energies"), "monarc", "tokenizer.kind=char", f"model.text_config={inner}", sizes=()
+    )
+
+
+def trained(
+    folder,
+    family,
+    *settings,
+    sizes=("model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2"),
+):
     corpus = folder / "text.txt"
     corpus.write_text(inspect.getsource(textwrap), encoding="utf-8")
-    sizes = ["model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "data.block_size=32"]
-    settings = ["data.batch_size=2", "train.max_steps=2", "train.disable_tqdm=true", "train.use_cpu=true"]
-    arguments = [
-        "train",
-        "family=nano-ebm",
-        f"data.corpus={corpus}",
-        f"output_dir={folder / 'run'}",
-        "tokenizer.kind=char",
+    quiet = [
+        "train.max_steps=2",
+        "train.disable_tqdm=true",
+        "train.use_cpu=true",
+        "train.curves=false",
+        "evaluate.skip=true",
     ]
-    assert main([*arguments, *sizes, *settings, "train.logging_steps=1", "data.held_out_fraction=0.3"]) == 0
+    data = [f"data.corpus={corpus}", "data.block_size=32", "data.held_out_fraction=0.3", "train.logging_steps=1"]
+    batch = ["train.per_device_train_batch_size=2"]
+    where = f"output_dir={folder / 'run'}"
+    assert main(["train", f"family={family}", where, *data, *batch, *quiet, *settings, *sizes]) == 0
     return folder / "run"
 
 
 def arguments_of(kind, run, output):
-    prompt = [] if kind in ("gain", "training") else ["prompt=def wrap("]
+    prompt = [] if kind in ("gain", "training", *ENERGY_KINDS) else ["prompt=def wrap("]
     return ["plot", kind, f"checkpoint={run}", f"output={output}", *prompt, *SMALL.get(kind, [])]
 
 
@@ -49,7 +74,8 @@ def fails(capsys, arguments, *parts):
 
 
 @pytest.mark.parametrize("kind", PLOT_KINDS)
-def test_every_kind_writes_its_file_and_prints_the_path(run, tmp_path, capsys, kind):
+def test_every_kind_writes_its_file_and_prints_the_path(run, monarc_run, tmp_path, capsys, kind):
+    run = monarc_run if kind in ENERGY_KINDS else run
     output = tmp_path / ("film.gif" if kind == "animate" else "figure.png")
     capsys.readouterr()
     assert main(arguments_of(kind, run, output)) == 0
@@ -74,13 +100,13 @@ def test_gain_reads_the_runs_held_out_text_or_another(run, tmp_path, monkeypatch
     seen = []
     from hf_elm.plots import checkpoint_figures
 
-    rows_of = checkpoint_figures.corpus_rows
+    rows_of = checkpoint_figures.packed_part
 
-    def remembered(tokenizer, data, part, seed):
+    def remembered(data, part, tokenizer, seed):
         seen.append((data["corpus"], data["sequence_length"], part))
-        return rows_of(tokenizer, data, part, seed)
+        return rows_of(data, part, tokenizer, seed)
 
-    monkeypatch.setattr(checkpoint_figures, "corpus_rows", remembered)
+    monkeypatch.setattr(checkpoint_figures, "packed_part", remembered)
     other = tmp_path / "other.txt"
     other.write_text(inspect.getsource(textwrap)[:2000], encoding="utf-8")
     assert main(arguments_of("gain", run, tmp_path / "own.png")) == 0
@@ -113,6 +139,27 @@ def test_wrong_input_is_one_clear_line(run, tmp_path, capsys):
         (["plot", "landscape", *given[:2], f"output={tmp_path / 'file' / 'x.png'}"], "is a file"),
         (["plot", "gain", f"checkpoint={run}", out, "part=half"], "part", "held_out"),
         (["plot", "training", f"checkpoint={monarc}", out], "no metrics.jsonl"),
+        (
+            ["plot", "energies", f"checkpoint={run}", out],
+            "is a nano_ebm model",
+            "plot energies needs a MonArc model",
+            "landscape",
+        ),
+        (["plot", "heatmap", f"checkpoint={monarc}", out], "one of text=", "file=PATH"),
+        (["plot", "heatmap", f"checkpoint={monarc}", "text=x", "file=y", out], "one of text="),
+        (["plot", "heatmap", f"checkpoint={monarc}", f"file={tmp_path / 'none'}", out], "file=", "does not exist"),
+        (["plot", "heatmap", f"checkpoint={monarc}", f"file={tmp_path}", out], "not a UTF-8 text file"),
+        (["plot", "heatmap", f"checkpoint={monarc}", "text=x", "colour=red", out], "colour must be gain or energy"),
+        (["plot", "heatmap", f"checkpoint={monarc}", "text=x", "output=x.gif"], "must end in .html or .png"),
+        (
+            ["plot", "energies", f"checkpoint={monarc}", "method=certified", out],
+            "method must be auto, exact or sampled",
+        ),
+        (["plot", "calibration", f"checkpoint={monarc}", "num_samples=1", out], "num_samples must be at least 2"),
+        (
+            ["plot", "energies", f"checkpoint={monarc}", "think_steps=1", out],
+            "think_steps does not concern plot energies",
+        ),
         (["plot", "training", f"checkpoint={run}", "prompt=x", out], "prompt does not concern plot training"),
     ]
     for arguments, *parts in cases:
@@ -124,6 +171,44 @@ def test_without_matplotlib_the_extra_is_named_before_any_work(run, tmp_path, ca
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("hf_elm.plots.checkpoint_figures.load_checkpoint", lambda *_: pytest.fail("loaded a model"))
     fails(capsys, arguments_of("landscape", run, tmp_path / "x.png"), "matplotlib", 'pip install "hf_elm[plot]"')
+
+
+def test_heatmap_pages_need_no_matplotlib(monarc_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    given = ["plot", "heatmap", f"checkpoint={monarc_run}"]
+    text = tmp_path / "text.py"
+    text.write_text("def f(x):\n    return x < 3\n", encoding="utf-8")
+    assert main([*given, f"file={text}", "color=energy", f"output={tmp_path / 'page.html'}"]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "energy E (nats)" in page
+    assert "tokens scored" in page
+    fails(capsys, [*given, f"file={text}", f"output={tmp_path / 'x.png'}"], 'pip install "hf_elm[plot]"')
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main([*given, "text=def f(x)"]) == 0
+    assert (tmp_path / "heatmap.html").is_file()  # the default of this kind
+
+
+def test_prepared_rows_are_read_as_they_are(run, tmp_path, capsys):
+    arguments = [
+        "prepare",
+        f"output={tmp_path / 'rows'}",
+        f"corpus={run.parent / 'text.txt'}",
+        "data.held_out_fraction=0.3",
+    ]
+    assert main([*arguments, "data.block_size=32", f"tokenizer.path={run}", "progress=false"]) == 0
+    given = ["plot", "gain", f"checkpoint={run}", f"corpus={tmp_path / 'rows'}", "max_tokens=60"]
+    assert main([*given, "part=held_out", f"output={tmp_path / 'gain.png'}"]) == 0
+    other = [
+        "prepare",
+        f"output={tmp_path / 'bytes'}",
+        f"corpus={run.parent / 'text.txt'}",
+        "data.block_size=32",
+        "progress=false",
+    ]
+    assert main(other) == 0
+    foreign = ["plot", "gain", f"checkpoint={run}", f"corpus={tmp_path / 'bytes'}", f"output={tmp_path / 'other.png'}"]
+    fails(capsys, foreign, "prepared by another tokenizer")
 
 
 def test_help_and_refusals_import_neither_torch_nor_matplotlib():

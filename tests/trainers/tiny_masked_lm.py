@@ -44,6 +44,7 @@ def quiet_config(output_dir, **fields):
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
+        "curves": False,
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,

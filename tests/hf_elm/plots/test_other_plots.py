@@ -166,9 +166,9 @@ def test_training_curves_of_nano_ebm(tmp_path):
     assert data.training["loss"] == ([1, 2], [3.0, 2.0])
     assert data.training["nll_s2"][1][0] != data.training["nll_s2"][1][0]  # NaN
     assert data.evaluation["energy_gap"] == ([2], [0.03])
-    panels = {title: names for title, _, names in data.panels()}
-    assert panels["step sizes of thinking"] == [f"alpha_{k}" for k in range(1, 12)]
-    assert panels["fall of the free energy by thinking"] == ["energy_gap"]
+    panels = {panel.title: panel.names for panel in data.panels()}
+    assert panels["step sizes of thinking"] == tuple(f"alpha_{k}" for k in range(1, 12))
+    assert panels["fall of the free energy by thinking"] == ("energy_gap",)
     labels = [text.get_text() for text in drawn(plot_training_curves(data)).axes[0].get_legend().get_texts()]
     assert labels == ["loss", "loss, held out", "nll_s1", "nll_s2", "nll_s2, held out"]
 
@@ -178,10 +178,11 @@ def test_training_curves_of_monarc(tmp_path):
     record |= {"energy_data": -0.2, "energy_negatives": 0.1}
     write_metrics(tmp_path / "metrics.jsonl", [record, {f"eval_{k}": v for k, v in record.items()} | {"step": 5}])
     data = training_curves(tmp_path / "metrics.jsonl")
-    assert [names for _, _, names in data.panels()] == [
-        ["loss", "lm_loss", "elm_nll_bound"], ["energy_data", "energy_negatives"], ["z_hat"], ["energy_loss"],
+    assert [panel.names for panel in data.panels()] == [
+        ("lm_loss", "elm_nll_bound"), ("gain_bound",), ("energy_data", "energy_negatives"), ("log_mean_z",), ("energy_loss",),
     ]  # fmt: skip
-    assert len(drawn(plot_training_curves(data)).axes) == 4
+    assert len(drawn(plot_training_curves(data, tmp_path / "curves.svg")).axes) == 5
+    assert (tmp_path / "curves.svg").is_file()
 
 
 def test_training_curves_need_metrics(tmp_path):
