@@ -166,12 +166,12 @@ def resolve(path: str) -> Any:
 def find_family(name: str, objective: str | None = None) -> Family:
     """The family called ``name``, as it is trained for ``objective`` (None: its own); dashes and underscores are the same."""
     try:
-        family = FAMILIES[name.replace("-", "_")]
+        family = FAMILIES[str(name).replace("-", "_")]  # a recipe may hold anything there
     except KeyError:
         raise ValueError(f'family must be one of {sorted(FAMILIES)}, got "{name}".') from None
     if objective is None:
         return family
-    if objective not in family.objectives:
+    if not isinstance(objective, str) or objective not in family.objectives:
         choices = ", ".join(family.objectives) or "none beside its own"
         raise ValueError(f'objective="{objective}" is not one of family {name}: {choices}. Leave it out for its own.')
     return replace(family, **family.objectives[objective])
@@ -231,7 +231,7 @@ def _read_config(checkpoint: str) -> dict[str, Any]:
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"checkpoint={checkpoint}: config.json is not a JSON object ({error}).") from None
     if not isinstance(config, dict):
         raise ValueError(f"checkpoint={checkpoint}: config.json is not a JSON object but a {type(config).__name__}.")
