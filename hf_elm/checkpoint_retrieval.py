@@ -3,6 +3,7 @@
 from typing import Any
 
 from .embedding_models import load_embedder
+from .modeling.m2_bert.context_extension import MODES, extend_context
 from .retrieval_evaluation import RetrievalResult, evaluate_retrieval
 from .retrieval_tasks import HIDDEN_FACTS, hidden_fact_task, load_task
 
@@ -22,9 +23,14 @@ def evaluate_checkpoint(
     depths: list[float] | None,
     documents: int,
     pool_with_dense: bool | None,
+    extend_to: int | None = None,
+    extend_mode: str = "prefix",
     **options: Any,
 ) -> RetrievalResult:
     """Scores of the encoder at ``checkpoint``; ``options`` are those of `evaluate_retrieval`.
+
+    Args:
+        extend_to, extend_mode: give the encoder room for so many tokens first, see `extend_context`.
 
     Raises:
         FileNotFoundError, ValueError: a checkpoint, task or length that cannot be used.
@@ -41,6 +47,8 @@ def evaluate_checkpoint(
         None if hidden else load_task(task, split, held_out_fraction, seed)
     )  # before the model: it is quicker to refuse
     model, tokenizer = load_embedder(checkpoint, device, dtype, pool_with_dense)
+    if extend_to is not None:
+        _extend(model, extend_to, extend_mode)
     if hidden:
         limit = options.get("max_length") or model.config.max_position_embeddings
         lengths = lengths or [limit // 4, limit // 2, limit]
@@ -49,3 +57,14 @@ def evaluate_checkpoint(
         cells = [(length, depth) for length in lengths for depth in depths or DEPTHS]
         tasks = [hidden_fact_task(task, tokenizer, *cell, documents, seed) for cell in cells]
     return evaluate_retrieval(model, tokenizer, tasks, pool_with_dense=pool_with_dense, **options)
+
+
+def _extend(model, new_length, mode):
+    limit = model.config.max_position_embeddings
+    if mode not in MODES:
+        raise ValueError(f'extend_mode must be one of {", ".join(MODES)}, got "{mode}".')
+    if new_length <= limit:
+        raise ValueError(
+            f"extend_to={new_length} must be more than the {limit} positions that the encoder has; leave it out."
+        )
+    extend_context(model, new_length, mode)

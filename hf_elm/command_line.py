@@ -22,10 +22,16 @@ COMMANDS = {  # name -> what it does; the module is hf_elm.commands.<name>
     "evaluate": "likelihood of held-out text, exact or as an interval with valid ends",
     "eval": "tasks of the lm-evaluation-harness, the LM beside the ELM (system 1 beside 2)",
     "compare": "several models on the same documents: likelihoods, paired differences, cost",
+    "detect": "is a text made by this model? trains a detector, and judges texts by it",
     "retrieve": "how well an encoder finds documents, BM25 beside it",
+    "automata": "languages of random automata, learnt in context: LM, ELM and thinking",
     "generate": "continue a prompt, streaming",
+    "rerank": "n-best lists in the order of a model's likelihood or energy",
+    "score": "log-likelihoods and energies of documents and tokens to a table, resumable",
+    "select": "a corpus drawn by its scores: softmax, best or uniform, by strata",
     "embed": "one vector per text, from files or standard input, resumable",
-    "plot": "pictures of thinking (energy landscape, steps, gain) and of a run's training",
+    "plot": "pictures of energies, texts, calibration, thinking and a run's training",
+    "demo": "a page in the browser to watch candidates, energies and thinking",
     "convert": "convert a reference checkpoint",
     "export": "write a self-contained Hub folder and check that it loads anywhere",
     "publish": "send a model to the Hub in one commit, checked first",
@@ -35,6 +41,7 @@ COMMANDS = {  # name -> what it does; the module is hf_elm.commands.<name>
 _USER_ERRORS = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, ImportError)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _TRAIN_PACKAGES = ("accelerate", "datasets", "peft", "torchdata")  # of the extra "train"
+_LONGEST = 3000  # characters of an error's line
 _OWN_FOLDERS = ("hf_elm", "modeling", "trainers", "model_cards")
 
 
@@ -77,17 +84,21 @@ def _run(name, arguments):
             return _crash()
         return _fail(name, f'the package {package} is missing; install it with pip install "hf_elm[train]".')
     except _USER_ERRORS as error:
-        return _fail(name, error) if _is_ours(error) else _crash()
+        return _fail(name, error) if _is_ours(error) or _names_a_file(error) else _crash()
     except FloatingPointError as error:  # a diverged run
         return _fail(name, error, status=1) if _is_ours(error) else _crash()
     except OSError as error:
-        return _fail(name, error) if error.errno in _DISK_ERRORS or _is_ours(error) else _crash()
+        known = error.errno in _DISK_ERRORS or _is_ours(error) or _names_a_file(error)
+        return _fail(name, error) if known else _crash()
     except Exception:
         return _crash()
 
 
 def _fail(command, message, status=2):
-    sys.stderr.write(f"hf-elm{' ' + command if command else ''}: error: {' '.join(str(message).split())}\n")
+    text = " ".join(str(message).split())
+    if len(text) > _LONGEST:  # a value of many pages, quoted
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    sys.stderr.write(f"hf-elm{' ' + command if command else ''}: error: {text}\n")
     return status
 
 
@@ -104,6 +115,11 @@ def _is_ours(error):
     root = Path(__file__).resolve().parent
     roots = [root, *(root / folder for folder in _OWN_FOLDERS), *(root.parent / folder for folder in _OWN_FOLDERS)]
     return any(Path(frames[-1].filename).resolve().is_relative_to(folder) for folder in roots)
+
+
+def _names_a_file(error):
+    """Whether it is the system's own refusal, with the file in its text: a folder in the place of a file, a name too long."""
+    return isinstance(error, OSError) and error.filename is not None and not os.environ.get("HF_ELM_DEBUG")
 
 
 def overview() -> str:

@@ -1,5 +1,6 @@
 """The valid keys of each command that takes ``key=value`` arguments."""
 
+from .choice_sections import choice_keys
 from .families import FAMILIES, find_family
 from .recipe_keys import Key, Schema, section
 
@@ -10,6 +11,7 @@ _EMBEDDING = "hf_elm.embedding:embed_texts"
 _NOT_OPTIONS = {"model", "data", "tokenizer", "bytes_per_token", "equal_compute_lm", "seed"}  # of evaluate_elm
 _NOT_RETRIEVAL_KEYS = {"model", "tokenizer", "tasks", "name", "pooling", "pool_with_dense"}  # of evaluate_retrieval
 
+PLAIN_LM = "plain"  # in the place of a family: any other causal LM
 DATA_TWINS = {  # fields of the training arguments that the data section sets
     "text_column": "data.text_column",
     "max_length": "data.sequence_length",
@@ -118,19 +120,22 @@ def comparison_schema() -> Schema:
 
 
 def generation_schema(family: str | None = None) -> Schema:
-    """Keys of ``generate``; those of every family when it is not known yet.
+    """Keys of ``generate``; those of every family when it is not known yet, of no family for `PLAIN_LM`.
 
     Raises:
         ValueError: a family that generates no text.
     """
-    families = [find_family(family)] if family else list(FAMILIES.values())
-    if family and families[0].generation is None:
+    families = list(FAMILIES.values()) if family is None else []
+    if family not in (None, PLAIN_LM):
+        families = [find_family(family)]
+    if len(families) == 1 and families[0].generation is None:
         raise ValueError(f"the checkpoint is a {family} model, an encoder that generates no text.")
     keys = [
         *section(f"{_SECTIONS}:CheckpointSection", "", "model"),
         *section(f"{_SECTIONS}:GenerateSection", "", "generation"),
+        *choice_keys(),
     ]
-    aliases: dict[str, str] = {}
+    aliases: dict[str, str] = {"choose_from": "num_samples"}
     for found in families:
         keys += section(found.generation, "", "generation") if found.generation else []
         aliases |= {alias: key for alias, key in found.aliases.items() if "." not in key}
@@ -154,6 +159,7 @@ def retrieval_schema() -> Schema:
         [
             *section(f"{_SECTIONS}:CheckpointSection", "", "model"),
             *section(f"{_SECTIONS}:RetrieveSection", "", "task"),
+            *section("hf_elm.long_context_sections:LongerRowsSection", "", "longer rows"),
             *section("hf_elm.retrieval_evaluation:evaluate_retrieval", "", "embedding", exclude=_NOT_RETRIEVAL_KEYS),
         ]
     )
@@ -169,35 +175,56 @@ def publish_schema() -> Schema:
     return Schema(section(f"{_SECTIONS}:PublishSection", "", "publish"))
 
 
-PLOT_KINDS = ("landscape", "trajectory", "tokens", "gain", "positions", "training", "animate")
+def demo_schema() -> Schema:
+    """Keys of ``demo``."""
+    keys = section(f"{_SECTIONS}:CheckpointSection", "", "model", exclude={"seed"})
+    return Schema([*keys, *section("hf_elm.demo_sections:DemoSection", "", "page")], {"model": "checkpoint"})
+
+
+_THINKING_KINDS = ("landscape", "trajectory", "tokens", "gain", "positions", "animate")
+_ENERGY_KINDS = ("energies", "heatmap", "calibration")
+PLOT_KINDS = (*_THINKING_KINDS, *_ENERGY_KINDS, "training")
+PLOT_FAMILIES = dict.fromkeys(_THINKING_KINDS, "nano_ebm") | dict.fromkeys(_ENERGY_KINDS, "monarc")
+PLOTS_OF_CORPORA = ("gain", "energies", "calibration")
 _OF_PROMPTS = ("landscape", "trajectory", "tokens", "positions", "animate")
+_PLOTS = "hf_elm.plot_sections"
 _PLOT_SECTIONS = (  # section, heading, kinds that it concerns
-    ("PlotSection", "figure", PLOT_KINDS),
-    ("PlotPromptSection", f"prompt ({', '.join(_OF_PROMPTS)})", _OF_PROMPTS),
-    ("PlotTokensSection", "tokens (trajectory, tokens, animate)", ("trajectory", "tokens", "animate")),
-    ("PlotModeSection", "landscape", ("landscape",)),
-    ("PlotGridSection", "plane (landscape, animate)", ("landscape", "animate")),
-    ("PlotFilmSection", "film (animate)", ("animate",)),
-    ("PlotGainSection", "gain", ("gain",)),
+    (f"{_SECTIONS}:PlotSection", "figure", PLOT_KINDS),
+    (f"{_SECTIONS}:PlotPromptSection", f"prompt ({', '.join(_OF_PROMPTS)})", _OF_PROMPTS),
+    (f"{_SECTIONS}:PlotTokensSection", "tokens (trajectory, tokens, animate)", ("trajectory", "tokens", "animate")),
+    (f"{_SECTIONS}:PlotModeSection", "landscape", ("landscape",)),
+    (f"{_SECTIONS}:PlotGridSection", "plane (landscape, animate)", ("landscape", "animate")),
+    (f"{_SECTIONS}:PlotFilmSection", "film (animate)", ("animate",)),
+    (f"{_PLOTS}:PlotTextSection", "text (heatmap)", ("heatmap",)),
+    (f"{_PLOTS}:PlotHeldOutSection", f"text ({', '.join(PLOTS_OF_CORPORA)})", PLOTS_OF_CORPORA),
+    (f"{_PLOTS}:PlotLikelihoodSection", f"log Z ({', '.join(_ENERGY_KINDS)})", _ENERGY_KINDS),
 )
 
 
 def plot_schema(kind: str | None = None) -> Schema:
     """Keys of ``plot``; those of every kind when it is not known yet."""
-    kinds = PLOT_KINDS if kind is None else (kind,)
-    thinks = set(kinds) - {"training"}
+    kinds = set(PLOT_KINDS if kind is None else (kind,))
     keys = section(f"{_SECTIONS}:CheckpointSection", "", "model", exclude={"dtype"})
-    keys = keys if thinks else [key for key in keys if key.name == "checkpoint"]
-    for name, heading, concerned in _PLOT_SECTIONS:
-        if set(kinds) & set(concerned):
-            keys += section(f"{_SECTIONS}:{name}", "", heading)
-    if thinks:
-        unfit = {"use_thinking", "think_samples", "langevin_noise"} | ({"think_topk"} if thinks == {"gain"} else set())
-        keys += section(f"{_SECTIONS}:ThinkingSection", "", "thinking (all but training)", exclude=unfit)
-    if "gain" in kinds:
-        heading = "data of gain (missing: as in the run that wrote the checkpoint)"
+    keys = keys if kinds != {"training"} else [key for key in keys if key.name == "checkpoint"]
+    known = {key.name for key in keys}
+    for path, heading, concerned in _PLOT_SECTIONS:
+        if kinds & set(concerned):
+            keys += section(path, "", heading, exclude=known)  # what several kinds share is described once
+            known |= {key.name for key in keys}
+    if thinking := kinds & set(_THINKING_KINDS):
+        unfit = {"use_thinking", "think_samples", "langevin_noise"} | (
+            {"think_topk"} if thinking == {"gain"} else set()
+        )
+        keys += section(f"{_SECTIONS}:ThinkingSection", "", f"thinking ({', '.join(_THINKING_KINDS)})", exclude=unfit)
+    if kinds & set(PLOTS_OF_CORPORA):
+        heading = f"data ({', '.join(PLOTS_OF_CORPORA)}; missing: as in the run that wrote the checkpoint)"
         keys += section(f"{_SECTIONS}:DataSection", "data.", heading)
-    aliases = {"corpus": "data.corpus", "data.block_size": "data.sequence_length", "topk": "think_topk"}
+    aliases = {
+        "corpus": "data.corpus",
+        "data.block_size": "data.sequence_length",
+        "topk": "think_topk",
+        "color": "colour",
+    }
     return Schema(keys, aliases)
 
 

@@ -78,7 +78,13 @@ def load_task(
 
 
 def hidden_fact_task(
-    kind: str, tokenizer: PreTrainedTokenizerBase, length: int, depth: float, documents: int = 50, seed: int = 0
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    depth: float,
+    documents: int | None = 50,
+    seed: int = 0,
+    part: str | None = None,
 ) -> RetrievalTask:
     """``documents`` documents of ``length`` tokens, each with a fact of its own at ``depth``, and a question about each fact.
 
@@ -88,6 +94,8 @@ def hidden_fact_task(
     Args:
         length: tokens of each document, special tokens included; never more.
         depth: share of the other text that stands before the fact, in [0, 1].
+        documents: how many; None = one for every pair of person and thing that there is.
+        part: ``"train"``: facts about four fifths of the pairs of person and thing only; ``"test"``: about the others; None: all.
 
     Raises:
         ValueError: an argument out of range, a document too short for its fact, a tokenizer without offsets.
@@ -96,19 +104,23 @@ def hidden_fact_task(
         raise ValueError(f"task must be one of {HIDDEN_FACTS}, got {kind!r}.")
     if not 0 <= depth <= 1:
         raise ValueError(f"depths must lie in [0, 1], got {depth!r}.")
-    most = len(NAMES) * len(THINGS)
-    if not 2 <= documents <= most:
-        raise ValueError(f"documents must be from 2 to {most}, got {documents!r}.")
+    if part not in (None, "train", "test"):
+        raise ValueError(f"part must be train, test or None for all, got {part!r}.")
+    subjects = np.arange(len(NAMES) * len(THINGS))
+    subjects = subjects if part is None else subjects[(subjects % 5 == 0) == (part == "test")]
+    documents = len(subjects) if documents is None else documents
+    if not 2 <= documents <= len(subjects):
+        raise ValueError(f"documents must be from 2 to {len(subjects)}, got {documents!r}.")
     generator = np.random.default_rng([seed, length, round(1e6 * depth)])
-    facts, queries = _facts(kind, documents, generator)
+    facts, queries = _facts(kind, documents, generator, subjects)
     filler = _Filler(kind, tokenizer, length)
     texts = [filler.around(fact, depth, generator) for fact in facts]
     return RetrievalTask(kind, queries, texts, [[index] for index in range(documents)], length, depth)
 
 
-def _facts(kind, count, generator):
-    """So many facts, all about different pairs of person and thing, and a question for each."""
-    chosen = generator.choice(len(NAMES) * len(THINGS), count, replace=False)
+def _facts(kind, count, generator, subjects):
+    """So many facts about different ``subjects``, which number the pairs of person and thing, and a question for each."""
+    chosen = subjects[generator.choice(len(subjects), count, replace=False)]
     pairs = [(NAMES[i % len(NAMES)], THINGS[i // len(NAMES)]) for i in chosen]
     if kind == "needle":
         places = generator.choice(PLACES, count)

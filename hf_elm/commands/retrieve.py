@@ -6,6 +6,7 @@ In the folder of a run the held-out pairs of its own corpus are searched unless 
   hf-elm retrieve checkpoint=runs/m2_bert_retrieval
   hf-elm retrieve checkpoint=my-encoder task=beir/scifact output=scifact.json
   hf-elm retrieve checkpoint=my-encoder task=passkey lengths=[2048,8192,32768] depths=[0,0.5,1] documents=20
+  hf-elm retrieve checkpoint=my-encoder task=needle extend_to=8192 extend_mode=prefix lengths=[512,2048,8192]
 """
 
 import sys
@@ -48,7 +49,8 @@ def run(arguments: list[str]) -> None:
     if family != "m2_bert":
         raise ValueError(f"checkpoint={given['checkpoint']} is a {family} model; retrieval needs an m2_bert encoder.")
     own = _run_settings(given["checkpoint"])
-    if given.get("task") not in (None, own.get("task")):  # another task than the run's own
+    other_task = given.get("task") not in (None, own.get("task"))
+    if other_task or given.get("extend_to") is not None:  # the run's own length is of its own task and positions
         own.pop("max_length", None)
     settings = merge(literal_defaults(schema().keys.values()), own, given)
     from ..checkpoint_retrieval import evaluate_checkpoint  # imports torch

@@ -2,7 +2,10 @@
 
 import difflib
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from .field_types import refusals_of, refuse_unusable, refuse_wrong_types
+from .rotary_scaling import scale_positions
 
 
 STABLELM_2 = {
@@ -55,6 +58,9 @@ class MonArcConfig(PreTrainedConfig):
             original training did.
         two_stream_backend: ``"auto"``, ``"merged"``, ``"sdpa"`` or ``"eager"``.
         lm_loss_chunk_size: rows per chunk of the LM head pass; memory against speed.
+        rope_scaling: linear scaling of rotary positions for rows longer than the LM's own, e.g.
+            ``{"rope_type": "linear", "factor": 4.0}``; its positions are multiplied by the factor. Kept in
+            ``text_config.rope_parameters``, which takes every other type that transformers knows.
 
     Raises:
         ValueError: a field outside its range; the message names the field, the value and the rule.
@@ -83,9 +89,12 @@ class MonArcConfig(PreTrainedConfig):
         mask_segment_starts: bool = True,
         two_stream_backend: str = "auto",
         lm_loss_chunk_size: int = 128,
+        rope_scaling: dict | None = None,
         **kwargs,
     ):
         self.text_config = _resolve_text_config(text_config)
+        if rope_scaling is not None:
+            scale_positions(self.text_config, rope_scaling)
         self.energy_head = energy_head
         self.energy_logprob_features = energy_logprob_features
         self.energy_bound = energy_bound
@@ -105,7 +114,9 @@ class MonArcConfig(PreTrainedConfig):
         )  # the inner config decides for the LM; the energy head ties nothing
         # passed on to text_config by the base class, which would otherwise reset the choice of a config that is in use
         kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
-        super().__init__(**kwargs)
+        refuse_unusable(vars(self) | kwargs)
+        with refusals_of(f"fields of every transformers config ({', '.join(kwargs)})"):
+            super().__init__(**kwargs)
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "MonArcConfig":
@@ -128,7 +139,17 @@ class MonArcConfig(PreTrainedConfig):
         text_config.setdefault("num_key_value_heads", text_config["num_attention_heads"])
         return cls(text_config=text_config, **own)
 
+    @property
+    def rope_scaling(self) -> dict | None:
+        """Rotary parameters of the LM inside; assigning scales its positions (before a model is built from this config)."""
+        return getattr(self.text_config, "rope_parameters", None)
+
+    @rope_scaling.setter
+    def rope_scaling(self, value: dict) -> None:
+        scale_positions(self.text_config, value)
+
     def _check_fields(self):
+        refuse_wrong_types(self, {name: kind for name, kind in FIELD_TYPES.items() if name not in CHOICES})
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
@@ -151,20 +172,35 @@ def _is_int(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-OWN_FIELDS = frozenset(MonArcConfig.__init__.__annotations__) - {"return"}
+FIELD_TYPES = {name: kind for name, kind in MonArcConfig.__init__.__annotations__.items() if name != "return"}
+OWN_FIELDS = frozenset(FIELD_TYPES)
 
 
 def _resolve_text_config(text_config):
     if isinstance(text_config, PreTrainedConfig):
         return text_config
+    if not isinstance(text_config, (dict, type(None))):
+        raise ValueError(f"text_config must be a transformers config, a mapping or None, got {text_config!r}.")
     fields = dict(STABLELM_2 | PRESETS["163m"] if text_config is None else text_config)
     model_type = fields.pop("model_type", "stablelm")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=1, cutoff=0.0)[0]
         raise ValueError(
             f'text_config.model_type "{model_type}" is not known to this version of transformers; the nearest is "{near}".'
         )
-    return AutoConfig.for_model(model_type, **fields)
+    refuse_unusable(fields)
+    with refusals_of("text_config"):
+        return AutoConfig.for_model(model_type, **fields)
+
+
+def new_causal_lm(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """The language model of ``text_config`` with new weights.
+
+    Raises:
+        ValueError: transformers cannot build one of it.
+    """
+    with refusals_of("text_config"):
+        return AutoModelForCausalLM.from_config(text_config)
 
 
 MonArcConfig.register_for_auto_class()

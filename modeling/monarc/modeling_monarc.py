@@ -27,10 +27,11 @@ from transformers.utils import can_return_tuple
 
 from .backbone import BackbonePlans, candidate_pass, check_backbone, run_decoder, true_pass, watch_final_norm
 from .candidate_decoding import CandidateDecoding
-from .configuration_monarc import OWN_FIELDS, MonArcConfig
+from .configuration_monarc import OWN_FIELDS, MonArcConfig, new_causal_lm
 from .energy_adapter import attach_energy_adapter
 from .lm_head_loss import accumulation_dtype, lm_head_pass
 from .residual_energy import BilinearEnergyHead, LinearEnergyHead, clamp_energy, energy_loss_terms
+from .rotary_scaling import renew_rotary_embeddings, with_rope_scaling
 from .token_layout import check_inputs, token_layout
 from .two_stream_attention import Stream, checkpoint_with_streams
 
@@ -140,7 +141,7 @@ class MonArcForCausalLM(CandidateDecoding, BackbonePlans, MonArcPreTrainedModel,
 
     def __init__(self, config: MonArcConfig, lm: PreTrainedModel | None = None):
         super().__init__(config)
-        self.lm = AutoModelForCausalLM.from_config(config.text_config) if lm is None else lm
+        self.lm = new_causal_lm(config.text_config) if lm is None else lm
         config.text_config = self.lm.config
         decoder = self.lm.get_decoder()
         watch_final_norm(decoder)
@@ -181,6 +182,7 @@ class MonArcForCausalLM(CandidateDecoding, BackbonePlans, MonArcPreTrainedModel,
             TypeError: the argument is neither a plain causal LM nor a path to one, or an option is not known.
             ValueError: the architecture does not qualify.
         """
+        options = with_rope_scaling(options)
         fields = {key: options.pop(key) for key in list(options) if key in OWN_FIELDS}
         if isinstance(model_or_path, str) or hasattr(model_or_path, "__fspath__"):
             model_or_path = AutoModelForCausalLM.from_pretrained(model_or_path, **options)
@@ -198,7 +200,10 @@ class MonArcForCausalLM(CandidateDecoding, BackbonePlans, MonArcPreTrainedModel,
         # saved with the config: a Hub id is worth keeping, a local path is not
         if os.path.isdir(lm.config._name_or_path):
             lm.config._name_or_path = ""
-        model = cls(MonArcConfig(text_config=lm.config, **fields), lm=lm)
+        config = MonArcConfig(text_config=lm.config, **fields)
+        if "rope_scaling" in fields:
+            renew_rotary_embeddings(lm)
+        model = cls(config, lm=lm)
         head = lm.get_output_embeddings().weight
         whole = head.dtype.is_floating_point and not getattr(lm, "is_quantized", False)
         dtype = (
