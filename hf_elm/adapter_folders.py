@@ -34,7 +34,7 @@ def base_of_adapter(checkpoint: str) -> str | None:
         base = json.loads(Path(on_hub or folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))[
             "base_model_name_or_path"
         ]
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"checkpoint={checkpoint}: {ADAPTER_CONFIG} is not readable ({error}).") from None
     run = folder.resolve().parent if folder.name.startswith("checkpoint-") else folder
     for place in (folder / BASE, run / BASE):
@@ -44,6 +44,10 @@ def base_of_adapter(checkpoint: str) -> str | None:
         raise ValueError(
             f"checkpoint={checkpoint} is an adapter that does not say what it adapts; write the folder or Hub id of its base "
             f'to "base_model_name_or_path" in {ADAPTER_CONFIG}.'
+        )
+    if not isinstance(base, str) or "\0" in base:
+        raise ValueError(
+            f"checkpoint={checkpoint}: base_model_name_or_path in {ADAPTER_CONFIG} must be a folder or Hub id, got {base!r}."
         )
     if Path(base).is_absolute() and not Path(base).exists():
         raise FileNotFoundError(
@@ -100,7 +104,7 @@ def adapted_model(base: "PreTrainedModel", checkpoint: str) -> "PreTrainedModel"
     try:
         adapted = PeftModel.from_pretrained(base, checkpoint)
         return adapted.get_base_model() if is_quantized(base) else adapted.merge_and_unload()
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever PEFT makes of damaged files
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"checkpoint={checkpoint}: the adapter cannot be put on its base: {reason}") from error
 

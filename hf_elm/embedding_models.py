@@ -87,8 +87,11 @@ def read_modules(checkpoint: str) -> EmbeddingModules | None:
     found = _find(checkpoint, MODULES)
     if found is None:
         return None
-    with open(found, encoding="utf-8") as file:
-        modules = [(module["type"].rsplit(".", 1)[-1], module["path"]) for module in json.load(file)]
+    content = _parsed(checkpoint, MODULES, found)
+    try:
+        modules = [(module["type"].rsplit(".", 1)[-1], str(module["path"])) for module in content]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"checkpoint={checkpoint}: {MODULES} is no list of modules with type and path.") from None
     kinds = [kind for kind, _ in modules]
     orders = [["Transformer", "Pooling", *dense, *norm] for dense in ([], ["Dense"]) for norm in ([], ["Normalize"])]
     if kinds not in orders:
@@ -114,9 +117,12 @@ def _pooling(checkpoint, path):
 
 def _with_dense(checkpoint, path, fields):
     config = _read_json(checkpoint, f"{path}/config.json")
-    weights = load_file(_find(checkpoint, f"{path}/model.safetensors"))
-    weight, bias = weights["linear.weight"], weights.get("linear.bias")
-    dimensions, hidden = weight.shape
+    try:
+        weights = load_file(_find(checkpoint, f"{path}/model.safetensors"))
+        weight, bias = weights["linear.weight"], weights.get("linear.bias")
+        dimensions, hidden = weight.shape
+    except Exception as error:  # whatever safetensors makes of a file that is missing or damaged
+        raise ValueError(f"checkpoint={checkpoint}: {path}/model.safetensors is no linear layer ({error}).") from error
     fields |= {"truncate_dim": dimensions if dimensions < hidden else None}
     activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
     if activation == "Tanh" and bias is not None and dimensions <= hidden and not config.get("use_residual"):
@@ -141,8 +147,18 @@ def _read_json(checkpoint, name):
     path = _find(checkpoint, name)
     if path is None:
         raise ValueError(f"checkpoint={checkpoint} lists {name} in its {MODULES}, and it is not there.")
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    content = _parsed(checkpoint, name, path)
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint={checkpoint}: {name} must hold a JSON object, got a {type(content).__name__}.")
+    return content
+
+
+def _parsed(checkpoint, name, path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint={checkpoint}: {name} is not valid JSON ({error}).") from None
 
 
 def _find(checkpoint: str, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """Whether a run may train from prepared rows, and by which tokenizer."""
 
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
@@ -55,7 +56,7 @@ def prepared_part(corpus: PreparedCorpus, part: str, tokenizer: PreTrainedTokeni
     own = build_tokenizer(corpus.tokenizer_folder, encoder=find_family(corpus.settings["family"]).encoder)
     if own.get_vocab() != tokenizer.get_vocab():
         raise ValueError(
-            f"the rows of {corpus.name} were prepared by another tokenizer ({len(own)} tokens) than the model's "
+            f"the rows in {Path(corpus.tokenizer_folder).parent} ({corpus.name}) were prepared by another tokenizer ({len(own)} tokens) than the model's "
             f"({len(tokenizer)} tokens); evaluate on the text itself, or prepare it by the model's tokenizer."
         )
     if part != "all":

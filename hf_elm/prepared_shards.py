@@ -53,11 +53,11 @@ def prepare_shards(settings: dict[str, Any], output: str | Path, num_proc: int =
     """
     _check(settings, num_proc)
     folder = Path(output)
-    _claim(folder, settings)
+    begun = _claim(folder, settings)
     corpus = load_corpus(**corpus_options(settings["data"]) | {"streaming": False}, seed=settings["seed"])
     documents = {"train": corpus.train, "held_out": corpus.held_out}
-    _check_corpus(folder, documents)
     tokenizer = make_tokenizer({**settings, "model": {}}, corpus)
+    _check_corpus(folder, begun, documents)
     if not (folder / TOKENIZER).is_dir():
         with run_folder.new_folder(folder / TOKENIZER, "output") as staging:
             tokenizer.save_pretrained(staging)
@@ -84,26 +84,35 @@ def _check(settings, num_proc):
         raise ValueError(f"data.sequence_length must be at least 2, got {settings['data']['sequence_length']}.")
 
 
-def _claim(folder, settings):
-    """Refuses a folder that is finished, foreign or of other settings; else writes the settings there."""
+def _claim(folder, settings) -> dict:
+    """The settings of an interrupted call, or ``settings``; refuses a folder that is finished, foreign or of other settings."""
     if (folder / MANIFEST).exists():
         raise FileExistsError(f"output={folder} is finished already; train from it, or choose another folder.")
     if not (folder / SETTINGS).is_file():
         run_folder.require_empty(folder, "output")
-        run_folder.write_json(folder / SETTINGS, settings)
-        return
-    begun = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    begun.pop("corpus", None)
-    if difference := run_folder.first_difference(begun, json.loads(json.dumps(settings))):
+        return dict(settings)
+    begun = _read_settings(folder / SETTINGS)
+    known = {name: value for name, value in begun.items() if name != "corpus"}
+    if difference := run_folder.first_difference(known, json.loads(json.dumps(settings))):
         raise ValueError(
             f"output={folder} was begun with other settings: {difference}. Give the same settings to finish it, or choose another "
             "folder."
         )
+    return begun
 
 
-def _check_corpus(folder, documents):
-    """Refuses a corpus that is not that of the interrupted call: numbers of documents, and some of their texts."""
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+def _read_settings(path):
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        settings = error
+    if not isinstance(settings, dict) or not isinstance(settings.get("corpus", {}), dict):
+        raise ValueError(f"{path} is damaged: {settings}; choose another output, or remove this one.")
+    return settings
+
+
+def _check_corpus(folder, settings, documents):
+    """Writes the settings with the corpus's numbers of documents and some of their texts; refuses another than there are."""
     found = {}
     for part, rows in documents.items():
         digest = blake2b(digest_size=16)

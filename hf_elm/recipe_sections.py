@@ -353,7 +353,8 @@ class PlotSection:
     """The file of a picture.
 
     Args:
-        output: new file, .png, .pdf or .svg (.gif for animate); missing: the kind of picture in the current folder.
+        output: new file, .png, .pdf or .svg (animate: .gif; heatmap: .html too); missing: the kind of picture in the current
+            folder.
         dpi: pixels per inch; missing: 150, for animate 80.
     """
 
@@ -418,19 +419,6 @@ class PlotFilmSection:
 
     fps: int = 12
     frames_per_step: int = 8
-
-
-@dataclass
-class PlotGainSection:
-    """The text on which likelihoods are measured; think_steps (missing: 8) is how far.
-
-    Args:
-        part: held_out, train or all; missing: held_out where the text is that of the run that wrote the checkpoint, else all.
-        max_tokens: stop after so many tokens; missing: 20000.
-    """
-
-    part: str | None = None
-    max_tokens: int | None = None
 
 
 @dataclass

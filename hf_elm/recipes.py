@@ -5,6 +5,7 @@ can say so.
 """
 
 import ast
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .recipe_keys import Key, Schema
+from .yaml_limits import refuse_endless_yaml
 
 
 _HERE = Path(__file__).resolve().parent
@@ -37,7 +39,7 @@ def find_recipe(name: str) -> Path:
         FileNotFoundError: neither exists.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(name):  # False for what can be no name of a file, such as a long value
         return path
     bundled = bundled_recipes()
     if path.stem in bundled and (name in (path.stem, path.name) or path.parts[0] == "recipes"):
@@ -84,13 +86,16 @@ def _parse(text, name, key):
     nested = name != key.name
     if key.kinds <= {"bool", "None"} and text.lower() in _FLAG_WORDS:
         return _FLAG_WORDS[text.lower()]
+    if repr(text) == key.default:  # "none" is a word where it is the default, as in train.report_to
+        return text
     if text.lower() in ("null", "none") and "None" in key.kinds:
         return None
     if key.takes_plain_text and not nested:
         return text
     try:
+        refuse_endless_yaml(text, name)
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (OmegaConfBaseException, YAMLError):
+    except (OmegaConfBaseException, YAMLError, UnicodeError):  # the last: bytes that are no UTF-8
         value = text
     if not nested and "str" in key.kinds and not key.accepts(value):
         return text
@@ -112,8 +117,9 @@ def read_recipe(path: str | Path, schema: Schema) -> dict[str, Any]:
     """
     path = find_recipe(str(path))
     try:
+        refuse_endless_yaml(path.read_text(encoding="utf-8"), str(path))
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a valid YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f'{path} must hold "section: {{key: value}}" pairs, got a {type(content).__name__}.')

@@ -158,7 +158,7 @@ def dump_recipe(settings: dict[str, Any]) -> str:
 def _read_recipe(path):
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         content = error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: {content}; restore it, or choose another output_dir.")

@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -15,7 +14,6 @@ from .hub_contents import refuse_pickled_weights
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_UNREADABLE = (OSError, RuntimeError, SafetensorError, ValueError, KeyError)
 
 
 def load_checkpoint(
@@ -72,7 +70,7 @@ def load_weights(
         model, info = model_class.from_pretrained(
             checkpoint, output_loading_info=True, use_safetensors=True, **options
         )
-    except _UNREADABLE as error:
+    except Exception as error:  # whatever transformers makes of damaged files; HF_ELM_DEBUG=1 shows where
         raise ValueError(f"checkpoint={checkpoint} cannot be loaded: {_first_line(error)}") from error
     return model, sorted(info["missing_keys"])
 
@@ -83,7 +81,7 @@ def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
         path = path if looks_like_hub_id(path) and _has_tokenizer_on_hub(path) else base
     try:
         return AutoTokenizer.from_pretrained(path)
-    except _UNREADABLE as error:
+    except Exception as error:
         reason = _first_line(error)
         if os.path.isdir(path) and not _has_tokenizer(path):
             reason = "the folder has no tokenizer files; save one there with tokenizer.save_pretrained"
@@ -120,4 +118,9 @@ def pick_device(device: str | None) -> torch.device:
 
 def _first_line(error):
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = lines[0][:600] if lines else ""
+    return (
+        first
+        if first and isinstance(error, (OSError, ValueError, RuntimeError))
+        else f"{type(error).__name__} {first}"
+    )

@@ -49,7 +49,7 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     own = _state(folder).get("global_step")
     for place in (folder, folder.resolve().parent):
         if (place / METRICS).is_file():
-            records = map(_parsed, (place / METRICS).read_text(encoding="utf-8").splitlines())
+            records = map(_parsed, (place / METRICS).read_text(encoding="utf-8", errors="replace").splitlines())
             return [each for each in records if place == folder or own is None or (each.get("step") or 0) <= own]
     return []
 
@@ -57,9 +57,13 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 def _parsed(line) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError:  # cut off by a kill
+    except (ValueError, RecursionError):  # cut off by a kill
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    return {
+        name: value for name, value in record.items() if isinstance(value, (int, float))
+    }  # what is told is numbers
 
 
 def _state(folder: Path) -> dict[str, Any]:
@@ -67,5 +71,5 @@ def _state(folder: Path) -> dict[str, Any]:
     latest = sorted(numbered, key=lambda path: int(path.name.split("-")[-1]))[-1:]
     for place in (folder, *latest):
         if (place / STATE).is_file():
-            return _parsed((place / STATE).read_text(encoding="utf-8"))
+            return _parsed((place / STATE).read_text(encoding="utf-8", errors="replace"))
     return {}

@@ -165,6 +165,9 @@ def _training_arguments(family, settings):
         "seed": settings["seed"],
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    for name, value in (("seed", settings["seed"]), ("train.data_seed", train.get("data_seed"))):
+        if value is not None and not 0 <= value < 2**32:
+            raise ValueError(f"{name} must be zero or positive and below 2**32, got {value!r}.")
     arguments = resolve(family.training_arguments)
     known = {item.name for item in dataclasses.fields(arguments)}
     for name, key in (("packing_strategy", "strategy"), ("reset_position_ids", "reset_position_ids")):

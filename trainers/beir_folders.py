@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from .retrieval_pairs import RetrievalPairs
 
@@ -58,17 +61,29 @@ def beir_splits(folder: str | os.PathLike) -> list[str]:
     return sorted(path.stem for path in (Path(folder) / "qrels").glob("*.tsv"))
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[TextIO]:
+    """The file as UTF-8 text, or a ValueError that names it."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        try:
+            yield lines
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8 text ({error.reason}); convert it first.") from None
+        except csv.Error as error:
+            raise ValueError(f"{file} is no table of tab-separated values ({error}).") from None
+
+
 def _read_texts(file: Path) -> dict[str, str]:
     """Id -> text of ``corpus.jsonl`` or ``queries.jsonl``, in order."""
     texts: dict[str, str] = {}
-    with file.open(encoding="utf-8") as lines:
+    with _opened(file) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
                 name, title, text = str(record["_id"]), record.get("title") or "", record["text"]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f'{file}, line {number} is no record with "_id" and "text" ({error}).') from None
             if name in texts:
                 raise ValueError(f"{file}, line {number}: id {name!r} is there twice.")
@@ -80,7 +95,7 @@ def _read_texts(file: Path) -> dict[str, str]:
 
 def _read_qrels(file: Path):
     """Line number, query id, document id and score of each judgement."""
-    with file.open(encoding="utf-8", newline="") as lines:
+    with _opened(file) as lines:
         for number, cells in enumerate(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if not cells or (number == 1 and cells[-1] == "score"):
                 continue

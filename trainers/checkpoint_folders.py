@@ -34,8 +34,10 @@ def why_unusable(folder: str | Path) -> str | None:
         json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"it has no {STATE_FILE}, which is written last: the save was interrupted"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{STATE_FILE} is not valid JSON"
+    except OSError as error:
+        return f"{STATE_FILE} cannot be read ({error.strerror})"
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt"):
@@ -66,8 +68,12 @@ def _missing_file(folder):
         weights = ("*.safetensors", "*.bin", "*.distcp", "global_step*")
         has_weights = any(next(folder.rglob(pattern), None) for pattern in weights)
         return None if has_weights else "it holds no weights"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{FILE_LIST} is not valid JSON"
+    except OSError as error:
+        return f"{FILE_LIST} cannot be read ({error.strerror})"
+    if not isinstance(sizes, dict):
+        return f"{FILE_LIST} is no list of names and sizes"
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():

@@ -115,7 +115,7 @@ def load_corpus(
             )
         return load_prepared(source)
     if _is_saved_dataset(source):
-        return _from_splits(source, load_from_disk(source), split, text_column, **options)
+        return _from_splits(source, _load_saved(source), split, text_column, **options)
     if files := local_files(source):
         return _from_files(source, files, text_column, **options)
     refuse_missing_path(source)
@@ -127,6 +127,17 @@ def _is_saved_dataset(folder: str) -> bool:
     """Whether `datasets` wrote the folder, by ``save_to_disk``."""
     names = os.listdir(folder) if os.path.isdir(folder) else ()
     return "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= {*names}
+
+
+def _load_saved(folder: str):
+    """What ``save_to_disk`` wrote, or a ValueError that names the folder."""
+    try:
+        return load_from_disk(folder)
+    except Exception as error:  # whatever `datasets` makes of damaged files
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"source={folder!r} is no folder that save_to_disk wrote, or a damaged one: {reason}"
+        ) from error
 
 
 def _from_files(source: str, files: dict[str, str], text_column: str, fraction: float, seed: int, max_bytes) -> Corpus:

@@ -59,11 +59,16 @@ def local_files(source: str) -> dict[str, str]:
         paths = map(Path, glob.iglob(source, recursive=True))
     else:
         return {}
-    files = {path.relative_to(root).as_posix(): str(path) for path in paths if path.is_file()}
+    files = {_shown(path.relative_to(root)): str(path) for path in paths if path.is_file()}
     files = {name: files[name] for name in sorted(files) if not re.search(r"(^|/)(\.|__pycache__/)", name)}
     if not files:
         raise FileNotFoundError(f"source={source!r} holds no files (hidden ones do not count).")
     return files
+
+
+def _shown(path: Path) -> str:
+    """A name that can be written as UTF-8, whatever bytes it is made of."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def refuse_missing_path(source: str):
@@ -111,13 +116,28 @@ def read_files(kind: str, files: dict[str, str], text_column: str, fraction: flo
 
 
 def _read_table(kind: str, name: str, path: str, text_column: str) -> Dataset:
+    table = open_table(kind, path)
+    try:
+        table = text_only(table, text_column)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return table.add_column("source", [name] * len(table))
+
+
+def open_table(kind: str, path: str) -> Dataset:
+    """The rows of a table file.
+
+    Raises:
+        ValueError: whatever `datasets` makes of a file that is empty, damaged or something else than its suffix says.
+    """
     options = {"sep": "\t"} if _suffix(path) == ".tsv" else {}
     try:
-        table = load_dataset(kind, data_files=glob.escape(path), split="train", **options)
-    except (DatasetGenerationError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from error
-    table = text_only(table, text_column)
-    return table.add_column("source", [name] * len(table))
+        return load_dataset(kind, data_files=glob.escape(path), split="train", **options)
+    except StopIteration:
+        raise ValueError(f"{path} has no rows that can be read as {kind}.") from None
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as {kind}: {reason[:600]}") from error
 
 
 def _read_texts(files: tuple, block_chars: int | None, stamps: tuple) -> Iterator[dict[str, str]]:

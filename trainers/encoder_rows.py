@@ -65,7 +65,7 @@ def require_encoder_tokenizer(tokenizer) -> None:
     missing = [name for name in needed if getattr(tokenizer, name, None) is None]
     if missing:
         raise ValueError(
-            f"the tokenizer has no {', '.join(missing)}, which masked language modelling needs; take one made for encoders, such "
+            f"the tokenizer {tokenizer.name_or_path!r} has no {', '.join(missing)}, which masked language modelling needs; take one made for encoders, such "
             "as bert-base-uncased or build_tokenizer(kind, texts, encoder=True)."
         )
 

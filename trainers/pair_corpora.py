@@ -1,15 +1,15 @@
 """Pairs of queries and documents, split into train and held-out: the standard library, tables, BEIR folders."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset
 
 from .beir_folders import beir_splits, read_beir
-from .corpus_sources import file_kind, refuse_missing_path, require_column
+from .corpus_sources import file_kind, open_table, refuse_missing_path, require_column
 from .library_functions import described_functions
 from .retrieval_pairs import RetrievalPairs, pairs_of_rows
 
@@ -126,16 +126,23 @@ def _uniform(key: str) -> float:
     return (int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") >> 11) / 2**53
 
 
-def _read_table(path: str) -> Dataset:
+def _read_table(path: str) -> Iterator[dict]:
     kind = file_kind(path)
     if kind == "text":
         raise ValueError(
             f"pairs={path!r} must be a jsonl, json, csv, tsv or parquet file, or a folder of BEIR's layout."
         )
-    options = {"sep": "\t"} if path.endswith(".tsv") else {}
-    try:
-        table = load_dataset(kind, data_files=path, split="train", **options)
-    except (DatasetGenerationError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from error
-    require_column(table, "query", "pairs")
-    return table
+    table = open_table(kind, path)
+    require_column(table, "query", f"the column query of pairs={path!r}")
+    return _rows(table, path)
+
+
+def _rows(table: Dataset, path: str) -> Iterator[dict]:
+    """The rows, or a ValueError that names the file where `datasets` cannot give one as Python values."""
+    rows = iter(table)
+    for number in range(len(table)):
+        try:
+            row = next(rows)
+        except Exception as error:
+            raise ValueError(f"{path}, row {number} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        yield row

@@ -52,12 +52,36 @@ def load_prepared(folder: str | Path) -> PreparedCorpus:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} is not finished (no {MANIFEST}); run the same `hf-elm prepare` again.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / MANIFEST} is damaged ({error}); run the same `hf-elm prepare` again.") from None
+    _check_manifest(folder / MANIFEST, manifest)
     rows = {part: _rows(folder, manifest["parts"][part]["shards"]) for part in PARTS}
     return PreparedCorpus(
         manifest["corpus"], rows["train"], rows["held_out"], manifest["settings"], str(folder / TOKENIZER)
     )
+
+
+def _check_manifest(path: Path, manifest: Any) -> None:
+    """Refuses a manifest that was edited or is of another program; shards are files below the folder."""
+    try:
+        shards = [shard for part in PARTS for shard in manifest["parts"][part]["shards"]]
+        settings, name = manifest["settings"], manifest["corpus"]
+        whole = isinstance(name, str) and all(isinstance(settings[key], dict) for key in ("data", "tokenizer"))
+        whole = (
+            whole and isinstance(settings["family"], str) and all(manifest["parts"][part]["shards"] for part in PARTS)
+        )
+        for shard in shards:
+            inside = isinstance(shard["file"], str) and {*Path(shard["file"]).parts[:1]} <= {*PARTS}
+            whole = whole and inside and ".." not in Path(shard["file"]).parts and "\0" not in shard["file"]
+            whole = whole and isinstance(shard["size"], int) and isinstance(shard["rows"], int)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); run the same `hf-elm prepare` again."
+        ) from None
+    if not whole:
+        raise ValueError(
+            f"{path} is damaged (a value of another kind than it was written with); run the same `hf-elm prepare` again."
+        )
 
 
 def _rows(folder: Path, shards: list[dict]) -> Dataset:
@@ -68,4 +92,10 @@ def _rows(folder: Path, shards: list[dict]) -> Dataset:
             found = "is missing" if size is None else f"has {size} bytes instead of {shard['size']}"
             raise ValueError(f"{path} {found}; remove {folder / MANIFEST} and run the same `hf-elm prepare` again.")
     filled = [folder / shard["file"] for shard in shards if shard["rows"]]
-    return concatenate_datasets([Dataset.from_file(str(path)) for path in filled])
+    try:
+        return concatenate_datasets([Dataset.from_file(str(path)) for path in filled])
+    except Exception as error:  # whatever pyarrow makes of a file of the right size with other bytes
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{folder} has a damaged shard ({reason}); remove it and prepare the corpus again."
+        ) from error

@@ -93,7 +93,7 @@ class MetricsFile(TrainerCallback):
             return
         if state.global_step == 0 and self._written:
             return  # evaluated before training, by this very run
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if state.global_step and _step_of(line) <= state.global_step]
         rewritten = self.path.with_name(self.path.name + ".new")
         rewritten.write_text("".join(kept), encoding="utf-8")
@@ -112,8 +112,9 @@ class MetricsFile(TrainerCallback):
 
 def _step_of(line):
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # cut off by a kill: drop it
+        step = json.loads(line)["step"]
+        return step if isinstance(step, (int, float)) else math.inf
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a kill: drop it
         return math.inf
 
 

@@ -102,7 +102,8 @@ def tokenize_corpus(
     require_column(dataset, text_column)
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            "tokenizer has no eos_token to end documents with; set tokenizer.eos_token, e.g. to its sep_token."
+            f"tokenizer {tokenizer.name_or_path!r} has no eos_token to end documents with; set tokenizer.eos_token, e.g. to its "
+            "sep_token."
         )
     options = {
         "batched": True,

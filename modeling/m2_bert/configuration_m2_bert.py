@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedConfig
 
+from .field_types import refusals_of, refuse_unusable, refuse_wrong_types
+
 
 # sizes of the released checkpoints (danfu09/m2-bert-* and togethercomputer/m2-bert-80M-*); "tiny" is for a CPU
 PRESETS = {
@@ -142,7 +144,9 @@ class M2BertConfig(PreTrainedConfig):
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = tie_word_embeddings
         self._check_fields()
-        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
+        refuse_unusable(vars(self) | kwargs)
+        with refusals_of(f"fields of every transformers config ({', '.join(kwargs)})"):
+            super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "M2BertConfig":
@@ -168,6 +172,7 @@ class M2BertConfig(PreTrainedConfig):
         return self.max_position_embeddings if self.pad_to_length is None else self.pad_to_length
 
     def _check_fields(self):
+        refuse_wrong_types(self, {name: kind for name, kind in FIELD_TYPES.items() if name not in CHOICES})
         for name, choices in {**CHOICES, "filter_decay": ("computed", "stored")}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
@@ -209,5 +214,7 @@ class M2BertConfig(PreTrainedConfig):
 def _is_int(value, at_least):
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
+
+FIELD_TYPES = {name: kind for name, kind in M2BertConfig.__init__.__annotations__.items() if name != "return"}
 
 M2BertConfig.register_for_auto_class()

@@ -1,6 +1,10 @@
 """Configuration of nanoEBM: a GPT, or any causal LM, whose predictions are refined by descending an energy."""
 
-from transformers import AutoConfig, PreTrainedConfig
+import difflib
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .field_types import refusals_of, refuse_unusable, refuse_wrong_types
 
 
 PRESETS = {
@@ -155,7 +159,9 @@ class NanoEBMConfig(PreTrainedConfig):
             setattr(self, name, value)
         self.text_config = _resolve_text_config(text_config)
         if self.text_config is not None:
-            self._copy_sizes()
+            with refusals_of("text_config"):
+                self._copy_sizes()
+        refuse_wrong_types(self, {name: kind for name, kind in FIELD_TYPES.items() if name not in CHOICES})
         self.intermediate_size = 4 * self.hidden_size if intermediate_size is None else intermediate_size
         self.energy_heads = self.num_attention_heads if energy_heads is None else energy_heads
         if energy_context is None:
@@ -166,7 +172,9 @@ class NanoEBMConfig(PreTrainedConfig):
         kwargs.setdefault("tie_word_embeddings", False)
         if self.text_config is not None:
             kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
-        super().__init__(**kwargs)
+        refuse_unusable(vars(self) | kwargs)
+        with refusals_of(f"fields of every transformers config ({', '.join(kwargs)})"):
+            super().__init__(**kwargs)
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "NanoEBMConfig":
@@ -269,20 +277,25 @@ def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
-OWN_FIELDS = frozenset(NanoEBMConfig.__init__.__annotations__) - {"return"}
+FIELD_TYPES = {name: kind for name, kind in NanoEBMConfig.__init__.__annotations__.items() if name != "return"}
+OWN_FIELDS = frozenset(FIELD_TYPES)
 
 
 def _resolve_text_config(text_config):
     if text_config is None or isinstance(text_config, PreTrainedConfig):
         return text_config
+    if not isinstance(text_config, dict):
+        raise ValueError(f"text_config must be a transformers config, a mapping or None, got {text_config!r}.")
     fields = dict(text_config)
     model_type = fields.pop("model_type", None)
-    try:
-        return AutoConfig.for_model(model_type, **fields)
-    except ValueError as error:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=1, cutoff=0.0)[0]
         raise ValueError(
-            f'text_config.model_type "{model_type}" is not known to this version of transformers: {error}'
-        ) from None
+            f'text_config.model_type "{model_type}" is not known to this version of transformers; the nearest is "{near}".'
+        )
+    refuse_unusable(fields)
+    with refusals_of("text_config"):
+        return AutoConfig.for_model(model_type, **fields)
 
 
 NanoEBMConfig.register_for_auto_class()

@@ -4,10 +4,11 @@ import os
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .attention_layout import AttentionLayout
 from .configuration_nano_ebm import OWN_FIELDS
+from .field_types import refusals_of
 
 
 def language_model_states(
@@ -53,6 +54,16 @@ def _four_dimensional(lm, layout):
     return torch.zeros(layout.mask.shape, dtype=dtype, device=layout.mask.device).masked_fill(
         ~layout.mask, torch.finfo(dtype).min
     )
+
+
+def new_causal_lm(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """The language model of ``text_config`` with new weights.
+
+    Raises:
+        ValueError: transformers cannot build one of it.
+    """
+    with refusals_of("text_config"):
+        return AutoModelForCausalLM.from_config(text_config)
 
 
 def open_causal_lm(model_or_path, options: dict) -> tuple[PreTrainedModel, dict]:

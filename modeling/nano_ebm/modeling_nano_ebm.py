@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import can_return_tuple
@@ -33,7 +33,7 @@ from .configuration_nano_ebm import NanoEBMConfig
 from .contrastive import LangevinChain, NegativeChains, contrastive_divergence, in_batch_info_nce, sample_negatives
 from .free_energy import FreeEnergyField, FreeEnergyTerms, Objective, effective_weight, linear_field
 from .input_checks import check_inputs, check_positions
-from .language_model_trunk import check_causal_lm, language_model_states, open_causal_lm
+from .language_model_trunk import check_causal_lm, language_model_states, new_causal_lm, open_causal_lm
 from .refinement import Refinement, StepRule, StepSizes, refine
 from .refinement_loss import masked_mean, mean_nll, next_token_targets
 from .refinement_output import Context, NanoEBMOutput
@@ -98,7 +98,7 @@ class NanoEBMForRefinement(ThinkingGeneration, TrunkPlans, NanoEBMPreTrainedMode
             if config.tie_word_embeddings:
                 self._tied_weights_keys = {"energy_head.weight": "trunk.token_embedding.weight"}
         else:
-            self.lm = AutoModelForCausalLM.from_config(config.text_config) if lm is None else lm
+            self.lm = new_causal_lm(config.text_config) if lm is None else lm
             config.text_config = self.lm.config
         if config.energy_type == "free_energy":
             self.energy = FreeEnergyTerms(
