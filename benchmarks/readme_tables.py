@@ -56,6 +56,22 @@ def saturated() -> str:
     )  # fmt: skip
 
 
+def pretrained() -> str:
+    energies = [("a bilinear energy head, LM frozen (ELM)", "head"), ("a rank-8 energy adapter with it (ELM)", "adapter")]
+    found = {r["row"]: r for r in every("adapt_smollm2")}
+    rows = [
+        (f"**{name}**", r, f"**{r['elm_nll_lower']:.4f} to {r['elm_nll_upper']:.4f}**", r["gain_lower"], r["gain_lower_se"])
+        for name, r in ((name, found[row]) for name, row in energies if row in found)
+    ]
+    for name, kind in (("LoRA on the LM (the best of its rates)", "lora"), ("the whole LM (the best of its rates)", "full")):
+        r = min((r for row, r in found.items() if row.startswith(f"{kind}-")), key=lambda r: r["trained_lm_nll"])
+        rows.append((name, r, f"{r['trained_lm_nll']:.4f}", r["gain"], r["gain_se"]))
+    return table(
+        (f"the LM at {found['head']['lm_nll']:.4f}, then", "CPU-s", "nats/token", "gain, at least", "SE by document"),
+        *((name, f"{r['cpu_seconds']:.0f}", nll, f"{gain:+.4f}", f"{se:.4f}") for name, r, nll, gain, se in rows),
+    )
+
+
 def cost() -> str:
     step = newest("training_step_cost", impl="merged")
     full, chunked = newest("lm_head_loss", impl="full_logits"), newest("lm_head_loss", impl="chunked")
@@ -114,7 +130,7 @@ def thinking() -> str:
 
 def rewritten(readme: str) -> str:
     """``readme`` with every table made anew."""
-    for make in (quickstart, saturated, thinking, cost, encoder):
+    for make in (quickstart, saturated, pretrained, thinking, cost, encoder):
         start = f"<!-- {make.__name__} -->"
         before, rest = readme.split(start)
         readme = f"{before}{start}\n{make()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
