@@ -6,13 +6,9 @@ import itertools
 from collections import Counter
 from typing import Any
 
-import datasets
 import torch
 
-from .checkpoint_likelihood import corpus_part
 from .embedding_inputs import EmbeddingInputs
-from .trainers.corpora import load_corpus
-from .training_run import corpus_options
 
 
 def corpus_inputs(
@@ -28,6 +24,12 @@ def corpus_inputs(
     Raises:
         ValueError: a stream without an end to it, prepared rows, which hold no text; see also `load_corpus`.
     """
+    import datasets  # of the extra "train", as are the corpora
+
+    from .checkpoint_likelihood import corpus_part
+    from .trainers.corpora import load_corpus
+    from .training_run import corpus_options
+
     rows = corpus_part(load_corpus(**corpus_options(data | {"text_column": text_column}), seed=seed), part)
     if rows.column_names and "text" not in rows.column_names:
         raise ValueError(f"data.corpus={data['corpus']} holds packed rows and no text; score the text itself.")
