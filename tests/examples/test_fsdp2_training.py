@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.multiprocess
 def test_the_example_learns_and_saves_a_whole_model(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    arguments = [str(ROOT / "examples" / "fsdp2_training.py"), str(tmp_path / "out"), "--steps", "8"]
+    arguments = [str(ROOT / "examples" / "fsdp2_training.py"), "--output_dir", str(tmp_path / "out"), "--smoke"]
     done = subprocess.run(
         [*command, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

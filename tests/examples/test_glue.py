@@ -1,15 +1,14 @@
 """The GLUE example on generated and on local data, offline."""
 
 import csv
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 from transformers import AutoModelForSequenceClassification
 
 from hf_elm.modeling.m2_bert import M2BertConfig, M2BertForMaskedLM
 from hf_elm.trainers.tokenization import build_tokenizer
+from tests.examples.example_files import load_example
 
 
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "--save_strategy", "no", "--dataloader_pin_memory", "False"]
@@ -17,12 +16,7 @@ QUIET = ["--disable_tqdm", "True", "--use_cpu", "--save_strategy", "no", "--data
 
 @pytest.fixture(scope="module")
 def glue():
-    pytest.importorskip("evaluate")
-    path = Path(__file__).parents[2] / "examples" / "glue.py"
-    spec = importlib.util.spec_from_file_location("glue_example", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("glue")
 
 
 @pytest.fixture(scope="module")
