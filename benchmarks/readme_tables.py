@@ -57,13 +57,25 @@ def saturated() -> str:
 
 
 def pretrained() -> str:
-    energies = [("a bilinear energy head, LM frozen (ELM)", "head"), ("a rank-8 energy adapter with it (ELM)", "adapter")]
+    energies = [
+        ("a bilinear energy head, LM frozen (ELM)", "head"),
+        ("a rank-8 energy adapter with it (ELM)", "adapter"),
+    ]
     found = {r["row"]: r for r in every("adapt_smollm2")}
     rows = [
-        (f"**{name}**", r, f"**{r['elm_nll_lower']:.4f} to {r['elm_nll_upper']:.4f}**", r["gain_lower"], r["gain_lower_se"])
+        (
+            f"**{name}**",
+            r,
+            f"**{r['elm_nll_lower']:.4f} to {r['elm_nll_upper']:.4f}**",
+            r["gain_lower"],
+            r["gain_lower_se"],
+        )
         for name, r in ((name, found[row]) for name, row in energies if row in found)
     ]
-    for name, kind in (("LoRA on the LM (the best of its rates)", "lora"), ("the whole LM (the best of its rates)", "full")):
+    for name, kind in (
+        ("LoRA on the LM (the best of its rates)", "lora"),
+        ("the whole LM (the best of its rates)", "full"),
+    ):
         r = min((r for row, r in found.items() if row.startswith(f"{kind}-")), key=lambda r: r["trained_lm_nll"])
         rows.append((name, r, f"{r['trained_lm_nll']:.4f}", r["gain"], r["gain_se"]))
     return table(

@@ -97,7 +97,9 @@ def named(arguments: list[str], key: str) -> str | None:
         if name == key:
             return None if (value or following).lower() in ("null", "none") else value or following
     for argument in arguments:
-        with contextlib.suppress(FileNotFoundError, AttributeError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        with contextlib.suppress(
+            FileNotFoundError, AttributeError, yaml.YAMLError, UnicodeDecodeError, RecursionError
+        ):
             return yaml.safe_load(find_recipe(argument).read_text(encoding="utf-8")).get(key)
     return None
 
