@@ -88,6 +88,7 @@ def test_an_interrupted_preparation_goes_on(corpus, whole, tmp_path, monkeypatch
         patch.setattr(prepared_shards, "_recorded", interrupted)
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
             os._exit(prepare(corpus, folder))
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status == (-signal.SIGKILL if kill else 130)
