@@ -1,7 +1,7 @@
-"""Writes the README's tables from the newest records, between ``<!-- name -->`` and ``<!-- end -->``.
+"""Writes the tables of the README and of docs/how_to from the newest records, between ``<!-- name -->`` and ``<!-- end -->``.
 
 python benchmarks/readme_tables.py           # rewrite
-python benchmarks/readme_tables.py --check   # exit 1 where the README says something else
+python benchmarks/readme_tables.py --check   # exit 1 where a page says something else
 """
 
 import json
@@ -140,22 +140,30 @@ def thinking() -> str:
     )
 
 
-def rewritten(readme: str) -> str:
-    """``readme`` with every table made anew."""
-    for make in (quickstart, saturated, pretrained, thinking, cost, encoder):
-        start = f"<!-- {make.__name__} -->"
-        before, rest = readme.split(start)
-        readme = f"{before}{start}\n{make()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
-    return readme
+def rewritten(text: str, tables: dict) -> str:
+    """``text`` with every table in it made anew."""
+    for name, make in tables.items():
+        start = f"<!-- {name} -->\n"
+        if start in text:
+            before, rest = text.split(start)
+            text = f"{before}{start}{make()}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
+    return text
 
 
 def main():
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = rewritten(old)
+    import use_tables
+
+    tables = {make.__name__: make for make in (quickstart, saturated, pretrained, thinking, cost, encoder)}
+    tables |= {make.__name__: make for make in use_tables.TABLES}
+    changed = False
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs" / "how_to").glob("*.md"))):
+        old = path.read_text(encoding="utf-8")
+        new = rewritten(old, tables)
+        changed |= new != old
+        if "--check" not in sys.argv and new != old:
+            path.write_text(new, encoding="utf-8")
     if "--check" in sys.argv:
-        sys.exit(old != new)
-    path.write_text(new, encoding="utf-8")
+        sys.exit(changed)
 
 
 if __name__ == "__main__":

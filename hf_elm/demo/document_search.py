@@ -104,7 +104,9 @@ def fill_masks(shared: SharedModel, text: str, num_tokens: int = 5) -> list[Fill
         ValueError: no mask or too many, a text longer than the model reads.
     """
     model, tokenizer = shared.model, shared.tokenizer
-    inputs = tokenizer(checked_text("text", text, MAX_PROMPT), return_tensors="pt").to(shared.device)
+    text = checked_text("text", text, MAX_PROMPT)
+    with shared.lock:  # a search sets the tokenizer's truncation meanwhile
+        inputs = tokenizer(text, return_tensors="pt").to(shared.device)
     ids, limit = inputs["input_ids"], model.config.max_position_embeddings
     if ids.shape[1] > limit:
         raise ValueError(f"text has {ids.shape[1]} tokens; the model reads {limit}. Shorten it.")

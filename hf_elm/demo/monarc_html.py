@@ -15,7 +15,7 @@ def step_flow(steps: Sequence[CandidateStep], selected: int | None = None, promp
         for i, step in enumerate(steps, start=1)
     ]
     flow = token_flow([step.label for step in steps], [step.energy for step in steps], titles, selected, prompt)
-    return flow + legend("E below 0: likelier than the LM says", "E above 0: less likely")
+    return flow + legend("E below 0 (lower is likelier)", "E above 0")
 
 
 def candidate_table(steps: Sequence[CandidateStep], index: int) -> str:
@@ -48,13 +48,6 @@ def _log_z(step):
 
 
 # --------------------------------------------------------------------------------------------------- scores of a text
-
-_LEGENDS = {
-    "gain": ("less likely by its energy", "likelier by its energy"),
-    "energies": ("E below 0", "E above 0"),
-    "lm": ("less likely under the LM", "likelier"),
-}
-
 
 def score_flow(scores: TokenScores, colour: str = "gain") -> str:
     """The text, its tokens coloured by ``colour``: gain, energies or lm; the first token is not scored.

@@ -114,6 +114,7 @@ def candidate_energies(
     batches = row_batches(
         rows, max(1, min(8, _ENTRIES_PER_BATCH // columns)), max_positions(model), settings.vocab_size
     )
+    found_any = False
     with evaluation_mode(model), _progress_bar(rows, settings, max_tokens, progress) as bar:
         for batch in batches:
             leave_out_unknown(batch, unknown)
@@ -121,10 +122,11 @@ def candidate_energies(
                 continue
             found = _of_batch(model, batch, settings, bar, room)
             if len(found.targets):
+                found_any = True
                 yield found
             if room is not None and (room := room - len(found.targets)) <= 0:
                 return
-    if room == max_tokens and room is not None:
+    if not found_any:
         raise ValueError("rows hold no token that counts: every document has one token; give longer text.")
 
 

@@ -51,7 +51,7 @@ class TextHeatmap:
 
     Attributes:
         pieces: in order.
-        num_tokens: of all pieces; ``num_scored`` of those have a prediction.
+        num_tokens: of all pieces; ``num_scored`` of those are of pieces with values.
         how: how log Z was found.
         is_exact: whether log Z is exact.
         cut: characters of the text that are not shown.
@@ -125,7 +125,7 @@ def text_heatmap(
         columns = {name: values.masked_fill(~known, torch.nan) for name, values in columns.items()}
     names = tokenizer.convert_ids_to_tokens(ids)
     pieces = [_piece(shown, places, names, columns) for shown, places in groups]
-    scored = int(columns["energy"].isfinite().sum())
+    scored = sum(len(piece.tokens) for piece in pieces if piece.energy is not None)
     if not scored:
         raise ValueError("text has no token that the tokenizer knows after the first one; give other text.")
     found = scorer.describe()

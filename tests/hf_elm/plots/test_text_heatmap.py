@@ -73,6 +73,16 @@ def test_unknown_characters_have_no_values():
     assert data.num_scored == 6
 
 
+def test_the_mean_is_over_the_tokens_of_pieces_with_values():
+    """The second byte of é has a prediction and its piece has none, because the first byte lacks one."""
+    data = text_heatmap(energy_model(), tokenizer_of("byte"), "é = x")
+    assert [piece.text for piece in data.pieces if piece.energy is None] == ["é"]
+    assert (data.num_tokens, data.num_scored) == (6, 4)
+    for name in ("lm", "elm"):
+        values = [getattr(piece, f"{name}_log_prob") for piece in data.pieces[1:]]
+        assert data.nll(name) == pytest.approx(-sum(values) / 4, abs=1e-12)
+
+
 def test_sampled_values_have_ends():
     data = text_heatmap(energy_model(), tokenizer_of("byte"), "def f", method="sampled", exact_top=3, num_samples=8)
     assert not data.is_exact
