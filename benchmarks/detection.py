@@ -31,7 +31,7 @@ from hf_elm.detection import DetectionModel, DetectionTexts
 from hf_elm.detection_data import Sampling, cut_passages, split_documents
 from hf_elm.detection_features import TextFeatures
 from hf_elm.detection_head import HeadConfig
-from hf_elm.detection_report import LabelledTexts, measure_head
+from hf_elm.detection_report import HumanAndMachineTexts, measure_head
 from hf_elm.detection_training import fit_head
 from hf_elm.trainers.corpora import load_corpus
 
@@ -48,7 +48,7 @@ class Texts:
         data = DetectionTexts(model, passages, {"all": list(range(len(passages)))}, document_tokens)
         self.by_generator = {name: data.side("all", Sampling.parse(name)) for name in GENERATORS}
 
-    def side(self, places: list[int], generators, columns, states: bool) -> LabelledTexts:
+    def side(self, places: list[int], generators, columns, states: bool) -> HumanAndMachineTexts:
         """The texts of those passages by those generators, in one."""
         wanted = {self.passages[i].document for i in places}
         chosen = [self.columns.index(name) for name in columns]
@@ -58,8 +58,8 @@ class Texts:
             kept = [i for i, document in enumerate(found.documents) if document in wanted]
             features = [found.features[i] for i in kept]
             features = [TextFeatures(each.values[:, chosen], each.states if states else None) for each in features]
-            parts.append(LabelledTexts(features, found.labels[kept], [found.documents[i] for i in kept]))
-        return LabelledTexts.joined(parts)
+            parts.append(HumanAndMachineTexts(features, found.labels[kept], [found.documents[i] for i in kept]))
+        return HumanAndMachineTexts.joined(parts)
 
 
 def measure(texts: Texts, trained_on, tested_on, splits: int, columns=None, states=False, **fields) -> dict[str, dict]:

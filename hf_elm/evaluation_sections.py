@@ -15,6 +15,8 @@ class TaskSection:
         num_fewshot: examples before each question; missing: as the task says.
         gen_kwargs: generation arguments as the harness writes them, e.g. temperature=0.8,do_sample=True; they win over the task's.
         max_gen_toks: new tokens where a task does not say.
+        max_length: tokens that the model sees at once; missing: its positions. The length of the rows that it was trained on may
+            suit it better.
         think_steps: nanoEBM: refinement steps of system 2; missing: as configured.
         num_candidates: MonArc: candidates per generated token; missing: as saved with the model.
         choose: of generation tasks: sample choose_from generations and choose one: likelihood, energy, vote or consistency, as in
@@ -39,6 +41,7 @@ class TaskSection:
     num_fewshot: int | None = None
     gen_kwargs: str | None = None
     max_gen_toks: int = 256
+    max_length: int | None = None
     think_steps: int | None = None
     num_candidates: int | None = None
     choose: str | None = None

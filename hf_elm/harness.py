@@ -59,6 +59,21 @@ class ScoredRequests:
         return [self._scores[key] for key in keys]
 
 
+def limit_rows(scorer, max_length: int | None) -> None:
+    """Has ``scorer`` see at most ``max_length`` tokens at once; None = as many as the model has positions.
+
+    Raises:
+        ValueError: fewer than 2 tokens, or more than the positions.
+    """
+    if max_length is None:
+        return
+    most = scorer.positions
+    if max_length < 2 or (most is not None and max_length > most):
+        upper = "" if most is None else f" and at most the model's {most} positions"
+        raise ValueError(f"max_length must be at least 2{upper}, got {max_length}.")
+    scorer.positions = max_length
+
+
 class HarnessModel(TemplateLM):
     """One half of a saved MonArc or nanoEBM model as the harness's language model.
 
@@ -76,6 +91,8 @@ class HarnessModel(TemplateLM):
         choose_from: generations to choose from.
         answer_pattern: regular expression of an answer, for vote and consistency; None = the whole generation.
         max_gen_toks: new tokens where a task does not say.
+        max_length: tokens that the model sees at once, at most its positions; None: these. A model that was trained on much
+            shorter rows than it has positions may be better at their length.
         prefix_token_id: stands before texts that have no context; None = the tokenizer's bos, else eos token.
 
     Raises:
@@ -101,6 +118,7 @@ class HarnessModel(TemplateLM):
         choose_from: int = 16,
         answer_pattern: str | None = None,
         max_gen_toks: int = MAX_NEW_TOKENS,
+        max_length: int | None = None,
         prefix_token_id: int | None = None,
     ):
         super().__init__()
@@ -111,6 +129,7 @@ class HarnessModel(TemplateLM):
             options = {"method": method, "num_samples": num_samples, "exact_top": exact_top, "max_rows": max_rows}
             size = AUTO_BATCH if str(batch_size).startswith("auto") else int(batch_size)
             scorer = scorer_of(model, size, think_steps, **options, seed=seed)
+            limit_rows(scorer, max_length)
             self.requests = ScoredRequests(model, tokenizer, scorer)
         self.seed, self.max_gen_toks, self.num_candidates = seed, max_gen_toks, num_candidates
         self.chosen = ChosenGeneration(choose, choose_from, answer_pattern) if choose is not None else None

@@ -80,6 +80,7 @@ def _check(given: dict[str, Any], settings: dict[str, Any], tasks: list[str]) ->
         "num_fewshot": (lambda x: x >= 0, "at least 0"),
         "bootstrap_iters": (lambda x: x >= 0, "at least 0"),
         "max_gen_toks": (lambda x: x >= 1, "at least 1"),
+        "max_length": (lambda x: x >= 2, "at least 2"),
         "think_steps": (lambda x: x >= 1, "at least 1"),
         "num_candidates": (lambda x: x >= 1, "at least 1"),
         "choose": (

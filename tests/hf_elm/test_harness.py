@@ -129,6 +129,22 @@ def test_contexts_are_cut_from_the_left_and_long_continuations_scored_in_pieces(
         list(lm.requests.scorer.scores([(before, after)]))
 
 
+def test_max_length_narrows_what_the_model_sees(tmp_path):
+    folder = tiny.saved(tiny.monarc(TOKENIZER), TOKENIZER, tmp_path / "model")
+    lm = HarnessModel(str(folder), half="lm", method="exact", max_length=16)
+    text = "The quick brown fox, jumps. " * 2
+    windows = lm._windows(text)
+    assert [token for _, scored in windows for token in scored] == TOKENIZER(text)["input_ids"]
+    assert {len(context) + len(scored) for context, scored in windows} == {16}
+    wide, narrow = (values(lm, [(context, "z")]) for context in (text, text[-15:]))
+    assert wide == pytest.approx(narrow, abs=1e-9)
+    for length in (1, tiny.POSITIONS + 1):
+        with pytest.raises(
+            ValueError, match=f"max_length must be at least 2 and .*{tiny.POSITIONS} positions, got {length}"
+        ):
+            HarnessModel(str(folder), method="exact", max_length=length)
+
+
 def test_rolling_predicts_every_token_once_in_windows_of_the_positions():
     text = "The quick brown fox, jumps. " * 6
     lm = harness(MONARC)
