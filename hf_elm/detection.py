@@ -20,7 +20,7 @@ from .detection_cache import FeatureCache
 from .detection_data import MachineTexts, Passage, Sampling, cut_passages, generators_of, split_documents
 from .detection_features import FeatureExtractor
 from .detection_head import AttentionWeightedHead, FeatureBatch, HeadConfig
-from .detection_report import DetectionReport, LabelledTexts, measure_head
+from .detection_report import DetectionReport, HumanAndMachineTexts, measure_head
 from .detection_texts import TextCodec
 from .detection_training import fit_head
 from .families import read_model_type
@@ -73,10 +73,10 @@ class DetectionTexts:
     document_tokens: int
     progress: bool = True
 
-    def side(self, name: str, sampling: Sampling) -> LabelledTexts:
+    def side(self, name: str, sampling: Sampling) -> HumanAndMachineTexts:
         """Human and machine texts of one side."""
         passages = [self.passages[i] for i in self.sides[name]]
-        return LabelledTexts.of(
+        return HumanAndMachineTexts.of(
             self.model.read([each.human for each in passages], f"human, {name}", self.progress),
             self.model.read(self._machine_texts(passages, sampling), f"{sampling.name}, {name}", self.progress),
             [each.document for each in passages],
@@ -170,7 +170,8 @@ def _learnt(
 ):
     """The head fitted to the texts of the generators, and the report of what it learnt from."""
     train, validation = (
-        LabelledTexts.joined([data.side(name, sampling) for sampling in samplings]) for name in ("train", "validation")
+        HumanAndMachineTexts.joined([data.side(name, sampling) for sampling in samplings])
+        for name in ("train", "validation")
     )
     states = train.features[0].states if train.features else None
     config = HeadConfig(data.model.extractor.columns, 0 if states is None else states.shape[1], hidden_size, num_heads)
@@ -190,7 +191,7 @@ def _learnt(
 
 
 @dataclass
-class DocumentScore:
+class TextJudgement:
     """What a detector says of one text.
 
     Attributes:
@@ -266,7 +267,7 @@ class Detector:
         texts: list[str],
         token_weights: bool = False,
         progress: bool = False,
-    ) -> Iterator[DocumentScore]:
+    ) -> Iterator[TextJudgement]:
         """What the detector says of each text, in order.
 
         A text longer than the ``document_tokens`` of the training is read in pieces of that length, each by itself;
@@ -286,10 +287,10 @@ class Detector:
                 if own:
                     yield self._score(own, len(ids), FeatureBatch.of([next(features) for _ in own]), token_weights)
                 else:
-                    yield DocumentScore(None, None, len(ids), [], [] if token_weights else None)
+                    yield TextJudgement(None, None, len(ids), [], [] if token_weights else None)
 
     @torch.no_grad()
-    def _score(self, rows: list[list[int]], tokens: int, batch: FeatureBatch, token_weights: bool) -> DocumentScore:
+    def _score(self, rows: list[list[int]], tokens: int, batch: FeatureBatch, token_weights: bool) -> TextJudgement:
         logits = self.head(batch.values, batch.mask, batch.states).double()
         mean = logits.mean()
         weighed = None
@@ -303,7 +304,7 @@ class Detector:
                 ]
                 for row, own in zip(rows, weights.tolist(), strict=True)
             ]
-        return DocumentScore(mean.sigmoid().item(), mean.item(), tokens, logits.sigmoid().tolist(), weighed)
+        return TextJudgement(mean.sigmoid().item(), mean.item(), tokens, logits.sigmoid().tolist(), weighed)
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

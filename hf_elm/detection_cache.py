@@ -74,6 +74,23 @@ class FeatureCache:
         return [TextFeatures(*pair) for pair in zip(values, states, strict=True)]
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Refuses a folder to be removed when all is done if it holds anything but features.
+
+    Raises:
+        FileExistsError: naming what is in the way.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(
+            f"{folder} is in the way: features are kept in a folder of that name; move it elsewhere."
+        )
+    for path in sorted(folder.iterdir()):
+        if not path.name.lstrip(".").startswith("features-"):
+            raise FileExistsError(f"{folder} is in the way: it holds {path.name}, no features; move it elsewhere.")
+
+
 def _write(path: Path, features: list[TextFeatures]) -> None:
     tensors = {"values": torch.cat([each.values for each in features])}
     if features[0].states is not None:

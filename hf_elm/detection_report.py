@@ -21,7 +21,7 @@ HEAD = "head"
 
 
 @dataclass
-class LabelledTexts:
+class HumanAndMachineTexts:
     """Features of human texts and, after them, of machine texts, as many of each.
 
     Attributes:
@@ -35,7 +35,9 @@ class LabelledTexts:
     documents: list[str]
 
     @classmethod
-    def of(cls, human: list[TextFeatures], machine: list[TextFeatures | None], documents: list[str]) -> LabelledTexts:
+    def of(
+        cls, human: list[TextFeatures], machine: list[TextFeatures | None], documents: list[str]
+    ) -> HumanAndMachineTexts:
         """Pairs of the same prompts; one whose machine text could not be drawn is left out whole."""
         kept = [i for i, features in enumerate(machine) if features is not None]
         names = [documents[i] for i in kept]
@@ -43,7 +45,7 @@ class LabelledTexts:
         return cls(features, labels_of(len(kept), len(kept)).numpy(), names + names)
 
     @classmethod
-    def joined(cls, parts: list[LabelledTexts]) -> LabelledTexts:
+    def joined(cls, parts: list[HumanAndMachineTexts]) -> HumanAndMachineTexts:
         """The texts of several generators; a human text counts once for each, so that both kinds weigh alike."""
         features = [text for part in parts for text in part.features]
         documents = [name for part in parts for name in part.documents]
@@ -119,7 +121,7 @@ class DetectionReport:
 def measure_head(
     head: AttentionWeightedHead,
     generator: str,
-    test: LabelledTexts,
+    test: HumanAndMachineTexts,
     *,
     resamples: int = 1000,
     seed: int = 0,

@@ -12,10 +12,12 @@ from typing import Any
 
 from .checkpoint_likelihood import corpus_part
 from .detection import Detector, train_detector
+from .detection_cache import refuse_foreign
 from .detection_data import Sampling
 from .detection_report import DetectionReport
 from .embedding_inputs import EmbeddingInputs
 from .run_folder import write_atomically
+from .trained_windows import row_length
 from .trainers.corpora import load_corpus
 from .training_run import corpus_options
 
@@ -37,9 +39,11 @@ def judge_texts(
     continued.
 
     Raises:
-        FileExistsError: the output has been made meanwhile.
+        FileExistsError: the output has been made meanwhile, or ``<output>.partial`` holds something else.
     """
     partial = None if output is None else Path(f"{output}.partial")
+    if partial is not None:
+        refuse_foreign(partial)
     judge = Detector.load(detector, checkpoint, device=device, cache=partial, batch_size=batch_size)
     lines = []
     with _kept_in(partial):
@@ -90,8 +94,21 @@ def train_on_corpus(
                 f"data.corpus={data['corpus']} holds token rows without their text; give the text itself."
             )
         texts.append(row["text"])
+    if note := _beyond_rows(checkpoint, options["prompt_tokens"], options["document_tokens"]):
+        sys.stderr.write(f"{note}\n")
     with _kept_in(options["cache"] or f"{output}.cache"):
         return train_detector(checkpoint, texts, output, samplings=samplings, also_test=others, **options)
+
+
+def _beyond_rows(checkpoint: str, prompt_tokens: int, document_tokens: int) -> str | None:
+    """A warning where texts go on beyond the rows that the model was trained on, where it may write and read worse."""
+    rows = row_length(checkpoint)
+    if rows is None or prompt_tokens + document_tokens <= rows:
+        return None
+    return (
+        f"{checkpoint} was trained on rows of {rows} tokens; prompt_tokens={prompt_tokens} and document_tokens={document_tokens} "
+        "go beyond them, where it may write and read otherwise. What is found holds for such texts."
+    )
 
 
 @contextlib.contextmanager

@@ -63,7 +63,8 @@ class DetectTrainSection:
         num_samples: MonArc: samples per position.
         exact_top: MonArc: likeliest tokens summed exactly.
         max_rows: MonArc: candidate streams that run at once; memory against speed.
-        think_steps: nanoEBM: refinement steps of system 2; missing: as configured.
+        think_steps: nanoEBM: refinement steps of system 2 where it reads texts (it draws them as configured); missing: as
+            configured.
         batch_size: texts per forward pass.
         resamples: resamplings of the test documents for the intervals.
         cache: folder of machine texts and features, which an interrupted run continues from; missing: OUTPUT.cache.

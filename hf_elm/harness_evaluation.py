@@ -15,7 +15,7 @@ import torch
 
 from .continuation_scores import scorer_of
 from .document_totals import Estimate, ratio_estimate
-from .harness import TASKS_FOLDER, HarnessModel, ScoredRequests, column_of
+from .harness import TASKS_FOLDER, HarnessModel, ScoredRequests, column_of, limit_rows
 from .saved_models import load_checkpoint
 from .task_results import TaskResults
 
@@ -35,6 +35,7 @@ def evaluate_tasks(
     think_steps: int | None = None,
     num_candidates: int | None = None,
     max_gen_toks: int = 256,
+    max_length: int | None = None,
     choose: str | None = None,
     choose_from: int = 16,
     answer_pattern: str | None = None,
@@ -56,6 +57,7 @@ def evaluate_tasks(
         checkpoint: folder that a run or save_pretrained wrote, or a Hub id.
         tasks: names of the harness's tasks, groups and tags, or of those shipped with this package.
         half: see `HarnessModel`; ``"both"``: the language model and the energy-based model, or systems 1 and 2.
+        max_length: see `HarnessModel`.
         choose, choose_from, answer_pattern: how generations are chosen, see `HarnessModel`.
         limit: documents per task, or below 1 their share.
         use_cache: beginning of the harness's cache files; their names also tell model, half and settings.
@@ -67,13 +69,16 @@ def evaluate_tasks(
     manager = task_manager(tasks, include_path)
     model, tokenizer = load_checkpoint(checkpoint, device, dtype)
     scorer = scorer_of(model, batch_size, think_steps, seed=seed, **energy_options)
+    limit_rows(scorer, max_length)
     requests = ScoredRequests(model, tokenizer, scorer)
     columns = list(scorer.columns) if half == ALL_HALVES else [column_of(scorer, half)]
     choice = {"choose": choose, "choose_from": choose_from, "answer_pattern": answer_pattern}
     run = _Run(requests, manager, seed, num_candidates, max_gen_toks, bootstrap_iters, use_cache)
     run.model_options |= choice
     run.options = {"limit": limit, "num_fewshot": num_fewshot, "gen_kwargs": gen_kwargs}
-    run.fingerprint = _fingerprint(checkpoint, scorer, dtype, num_candidates, max_gen_toks, *choice.values())
+    run.fingerprint = _fingerprint(
+        checkpoint, scorer, dtype, seed, num_candidates, max_gen_toks, max_length, *choice.values()
+    )
     results = {column: run(column, tasks) for column in columns}
     undecided: dict[str, dict[str, int]] = {}
     if scorer.interval and scorer.columns[-1] in columns:

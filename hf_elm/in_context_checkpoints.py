@@ -88,9 +88,10 @@ def languages_of_checkpoint(checkpoint: str) -> dict[str, Any]:
 
 
 def _corpus_of(recipe: Path) -> Path | None:
-    if not recipe.is_file():
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):  # none there, or none of ours
         return None
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     data = content.get("data") if isinstance(content, dict) else None
     corpus = data.get("corpus") if isinstance(data, dict) else None
     return Path(corpus).expanduser() if isinstance(corpus, str) else None

@@ -113,11 +113,13 @@ def _check(model, tokens):
         raise ValueError(
             f"the tokenizer has token {int(tokens.columns.max())}, the model only {vocabulary}: both must belong together."
         )
-    if positions is not None and tokens.ids.shape[1] > positions:
+    is_monarc = model.config.model_type == "monarc"
+    if positions is not None and tokens.ids.shape[1] + is_monarc > positions:  # see `_monarc_predictions`
+        more = " and one more is scored" if is_monarc else ""
         raise ValueError(
-            f"rows have {tokens.ids.shape[1]} characters, but the model has {positions} positions; lower length."
+            f"rows have {tokens.ids.shape[1]} characters{more}, but the model has {positions} positions; lower length."
         )
-    if model.config.model_type == "monarc" and vocabulary > AUTO_EXACT_VOCAB:
+    if is_monarc and vocabulary > AUTO_EXACT_VOCAB:
         raise ValueError(
             f"the ELM's probabilities are exact sums over its vocabulary, here {vocabulary} tokens and {AUTO_EXACT_VOCAB} at most; "
             "train with tokenizer.kind=char."

@@ -16,6 +16,7 @@ from .document_scores import DocumentScores, score_documents
 from .document_totals import Estimate, ratio_estimate
 from .families import FAMILIES, read_model_type
 from .saved_models import load_checkpoint, load_tokenizer, pick_device
+from .scoring_inputs import beginning
 from .spent_compute import spent_compute
 from .trained_windows import common_window
 
@@ -94,7 +95,7 @@ def load_causal(checkpoint: str, device: str | None = None, dtype: str | None = 
     kind = read_model_type(checkpoint)
     if kind in FAMILIES:
         if FAMILIES[kind].generation is None:
-            raise ValueError(f"{checkpoint} holds a {kind} model, an encoder; compare takes causal models.")
+            raise ValueError(f"{checkpoint} holds a {kind} model, an encoder; a causal model is needed.")
         return load_checkpoint(checkpoint, device, dtype)
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
@@ -134,9 +135,7 @@ def chosen_documents(texts: Iterable[str], documents: int, document_bytes: int, 
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     cut = []
     for index in order:
-        text = texts[index]
-        if document_bytes:
-            text = text.encode("utf-8", errors="surrogatepass")[:document_bytes].decode("utf-8", errors="ignore")
+        text = beginning(texts[index], document_bytes)
         if len(text.strip()) > 1:
             cut.append(text)
         if documents and len(cut) == documents:

@@ -90,9 +90,8 @@ class PartialRows:
         self.done += len(lines)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows that are done, also after `finish`."""
-        path = self.folder / ROWS
-        with open(path if path.exists() else self.output, encoding="utf-8", errors="surrogatepass") as file:
+        """The rows that are done, until `finish`."""
+        with open(self.folder / ROWS, encoding="utf-8", errors="surrogatepass") as file:
             for line in file:
                 yield json.loads(line)
 

@@ -17,6 +17,7 @@ from .partial_rows import PartialRows
 from .reranking import RankingRule, open_swaps, reranked, scored_candidates
 from .reranking_measures import RerankingMeasures, measure
 from .text_scores import ENERGY, TextScorer, scorer_by
+from .trained_windows import common_window
 
 
 BATCHES_PER_PART = 16  # what an interruption loses at most
@@ -32,6 +33,7 @@ def rerank_file(
     weight: float = 1.0,
     normalize: str = "none",
     suffix: str = "",
+    window: int | None = None,
     batch_size: int = 8,
     think_steps: int | None = None,
     device: str | None = None,
@@ -46,6 +48,7 @@ def rerank_file(
         by, batch_size, think_steps, energy_options: of `scorer_by`.
         weight, normalize: of `RankingRule`.
         suffix: of `TextScorer`.
+        window: tokens that the model sees at once; None = the rows that it was trained on, see `hf_elm.trained_windows`.
 
     Raises:
         FileExistsError: the rows that are there belong to other lists or settings.
@@ -54,19 +57,10 @@ def rerank_file(
     model, tokenizer = load_causal(checkpoint, device, dtype)
     scorer, column = scorer_by(model, by, batch_size, think_steps, **energy_options)
     rule = RankingRule(column, weight, normalize)
-    texts = TextScorer(scorer, tokenizer, suffix)
+    chosen = common_window([checkpoint], window)
+    texts = TextScorer(scorer, tokenizer, suffix, chosen.tokens)
     _check(lists, texts, rule)
-    settings = {
-        "lists": len(lists),
-        "lists_sha256": sha256(json.dumps(vars(each)).encode() for each in lists),
-        **model_fingerprint(model, tokenizer),
-        "by": column,
-        "weight": weight,
-        "normalize": normalize,
-        "suffix": suffix,
-        "scoring": scorer.describe(),
-    }
-    partial = PartialRows(output, settings)
+    partial = PartialRows(output, _settings(lists, texts, rule))
     if partial.done:
         sys.stderr.write(f"continuing after {partial.done} of {len(lists)} lists, from {partial.folder}\n")
     try:
@@ -78,8 +72,24 @@ def rerank_file(
         rest = f"{partial.done} of {len(lists)} lists are done and kept in {partial.folder}"
         sys.stderr.write(f"\n{rest}; the same command continues.\n")
         raise
-    partial.finish()
-    return _measured(partial, texts, rule)
+    found = _measured(partial, texts, rule)
+    if found is not None and texts.window is not None:
+        found.notes.append(f"at most {texts.window:,} tokens seen at once: {chosen.origin}")
+    partial.finish()  # last: an interruption of the measuring loses nothing
+    return found
+
+
+def _settings(lists: list[NBestList], texts: TextScorer, rule: RankingRule) -> dict[str, Any]:
+    """Whatever decides the rows, with digests in the place of lists and weights."""
+    return {
+        "lists": len(lists),
+        "lists_sha256": sha256(json.dumps(vars(each)).encode() for each in lists),
+        **model_fingerprint(texts.scorer.model, texts.tokenizer),
+        **vars(rule),
+        "suffix": texts.suffix,
+        "window": texts.window,
+        "scoring": texts.scorer.describe(),
+    }
 
 
 def rerank_lists(lists: list[NBestList], texts: TextScorer, rule: RankingRule) -> list[dict[str, Any]]:

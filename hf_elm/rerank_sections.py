@@ -16,6 +16,7 @@ class RerankSection:
         weight: of the model's score, 0 to 1; the rest is the weight of the first pass's score.
         normalize: divide log-likelihoods by their length: none, tokens or bytes.
         suffix: text that is scored at the end of every candidate, such as a newline, so that where it ends counts; \\n is a newline.
+        window: tokens that the model sees at once; missing: the rows that it was trained on, else all of its positions.
         limit: so many lists from the start; missing: all.
         report: write the measures to this JSON file.
         batch_size: candidates per forward pass; results do not depend on it.
@@ -32,6 +33,7 @@ class RerankSection:
     weight: float = 1.0
     normalize: str = "none"
     suffix: str = ""
+    window: int | None = None
     limit: int | None = None
     report: str | None = None
     batch_size: int = 8

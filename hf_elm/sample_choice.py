@@ -107,7 +107,7 @@ def choose_sample(
     scored. Where no sample has an answer, the likeliest (or first) sample is taken.
 
     Args:
-        by: column of ``log_probs``; None = the last one.
+        by: column of ``log_probs``; None = the last one that is not an end of an interval.
         answer_pattern: see `answer_of`.
         prune: "consistency": leave unlikely samples out.
         normalize: "tokens" takes the geometric mean of a sample's token probabilities for p.
@@ -177,7 +177,7 @@ def _scores(samples, choose, by, normalize) -> list[float]:
     names = [*samples[0].log_probs]
     if not names and choose == "vote":
         return [0.0] * len(samples)
-    by = by if by is not None else (names or [None])[-1]
+    by = by if by is not None else ([name for name in names if not name.endswith(("_lower", "_upper"))] or [None])[-1]
     if any(by not in sample.log_probs for sample in samples):
         raise ValueError(f'by must be one of {", ".join(names) or "(samples are not scored)"}, got "{by}".')
     return [

@@ -24,9 +24,9 @@ class Selection:
         indices: places of the chosen ones, in the order of the draw: the first n of them are a draw of n.
         probabilities: of each, to be drawn first in its stratum.
         inclusion_probabilities: of each, to have a key above the largest one left out of its stratum, given that one:
-            1 - exp(-exp(s/tau - kappa)), and 1 at temperature 0. Divided by it, a sum over the chosen estimates the sum over all without bias where the
-            number of the chosen of each stratum is fixed (Kool et al. 2019, "Stochastic Beams and Where to Find Them", section 4.1);
-            with a budget of tokens or bytes, nearly.
+            1 - exp(-exp(s/tau - kappa)), and 1 at temperature 0. Divided by it, a sum over the chosen estimates the sum over all
+            without bias where the number of the chosen of each stratum is fixed and at least 1 (Kool et al. 2019, "Stochastic
+            Beams and Where to Find Them", section 4.1); with a budget of tokens or bytes, nearly; not at temperature 0.
         num_eligible: how many could have been taken.
     """
 

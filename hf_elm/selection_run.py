@@ -194,6 +194,11 @@ def _shares(table: _Table, eligible: np.ndarray, chosen: np.ndarray) -> dict[str
     return shares
 
 
+def _is_by_token(name: str, value: Any) -> bool:
+    """Whether it is a list with an entry per token, as hf-elm score writes; other columns may be named alike."""
+    return name.startswith("token_") and isinstance(value, list)
+
+
 def _write(output: Path, scores, table: _Table, found: Selection, record: dict[str, Any]) -> None:
     """The chosen rows in the order of the draw, and the record."""
     places = {int(index): rank for rank, index in enumerate(found.indices)}
@@ -202,7 +207,7 @@ def _write(output: Path, scores, table: _Table, found: Selection, record: dict[s
         if (rank := places.get(number)) is None:
             continue
         text = row["text"] if table.texts is None else table.texts[row["id"]]
-        kept = {name: value for name, value in row.items() if not name.startswith("token_") and name != "text"}
+        kept = {name: value for name, value in row.items() if name != "text" and not _is_by_token(name, value)}
         drawn = (rank + 1, float(found.probabilities[rank]), float(found.inclusion_probabilities[rank]))
         rows[rank] = {"text": text, **kept, **dict(zip((RANK, FIRST, INCLUSION), drawn, strict=True))}
     names = list(dict.fromkeys(name for row in rows for name in row))

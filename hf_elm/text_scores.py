@@ -85,19 +85,28 @@ class TextScorer:
     """Scores of texts after contexts.
 
     All texts that are compared with each other are scored given the very same tokens: those that the context and the context
-    with any of the texts begin with. What a tokenizer does where context and text meet is thereby part of the text.
+    with any of the texts begin with, cut from the left so that the longest text fits beside them. What a tokenizer does where
+    context and text meet is thereby part of the text. Only a text that fills the window by itself is read in pieces.
 
     Args:
         scorer: of the model.
         tokenizer: of the model.
         suffix: scored after every text as its end, e.g. a newline.
+        window: tokens that the model sees at once, best the length of the rows that it was trained on
+            (`hf_elm.trained_windows.trained_window`); None, or more than its positions: those.
 
     Attributes:
         prefix: token that stands before texts without a context: the tokenizer's bos, else its eos; None = it has neither.
+
+    Raises:
+        ValueError: a window of fewer than 2 tokens.
     """
 
-    def __init__(self, scorer: ContinuationScorer, tokenizer, suffix: str = ""):
+    def __init__(self, scorer: ContinuationScorer, tokenizer, suffix: str = "", window: int | None = None):
+        if window is not None and window < 2:
+            raise ValueError(f"window must be at least 2 tokens, got {window}.")
         self.scorer, self.tokenizer, self.suffix = scorer, tokenizer, suffix
+        self.window = min((n for n in (window, scorer.positions) if n is not None), default=None)
         bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.prefix = bos if bos is not None else eos
         self._begins = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
@@ -129,12 +138,12 @@ class TextScorer:
         return [[TextScore.of(parts) for parts in found] for found in self.token_scores(whole)]
 
     def token_scores(self, groups: list[list[Pair]]) -> list[list[list[ContinuationScore]]]:
-        """Of every pair of each group the scores of its pieces: one, unless it is longer than the model's positions."""
+        """Of every pair of each group the scores of its pieces: one, unless its text is as long as the window."""
         pieces = [
             (i, j, piece)
             for i, pairs in enumerate(groups)
-            for j, pair in enumerate(pairs)
-            for piece in continuation_pieces(*pair, self.scorer.positions)
+            for j, pair in enumerate(self._fitting(pairs))
+            for piece in continuation_pieces(*pair, self.window)
         ]
         order = sorted(range(len(pieces)), key=lambda k: -sum(map(len, pieces[k][2])))
         found: dict[int, ContinuationScore] = dict(
@@ -144,6 +153,11 @@ class TextScorer:
         for k, (i, j, _) in enumerate(pieces):
             results[i][j].append(found[k])
         return results
+
+    def _fitting(self, pairs: list[Pair]) -> list[Pair]:
+        """The pairs with all contexts cut to what the longest text leaves of the window, where it leaves any."""
+        room = None if self.window is None else self.window - max((len(text) for _, text in pairs), default=0)
+        return pairs if room is None or room < 1 else [(context[-room:], text) for context, text in pairs]
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -100,17 +100,14 @@ def _training_settings(given: dict[str, Any]) -> dict[str, Any]:
     own = run_settings(given["checkpoint"]) if kind in FAMILIES else {}
     own = {name: value for name, value in own.items() if name in keys}
     settings = merge(literal_defaults(keys.values()), own, given)
-    settings["split_seed"] = own.get("seed", settings["seed"])  # which documents the run held out
+    settings["split_seed"] = own.get("seed", 0)  # which documents the run held out, whatever is drawn here
     settings["seed"] = given.get("seed", 0)
     settings["sampling"] = {name: settings.pop(name) for name in _SAMPLING}
-    for name in _OF_MONARC if kind != "monarc" else ("think_steps",):
+    unfit = (() if kind == "monarc" else _OF_MONARC) + (() if kind == "nano_ebm" else ("think_steps",))
+    for name in (*unfit, *(("num_candidates",) if kind != "monarc" else ())):
         if name in given:
             raise ValueError(f"{name} does not concern a {kind} model; leave it out.")
-        del settings[name]
-    if kind != "monarc" and "num_candidates" in given:
-        raise ValueError(f"num_candidates does not concern a {kind} model; leave it out.")
-    if kind not in FAMILIES:
-        del settings["think_steps"]
+        settings.pop(name, None)  # num_candidates has gone to the sampling
     return settings
 
 

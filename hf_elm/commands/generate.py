@@ -99,11 +99,11 @@ def _check(settings):
 
 def _check_choice(given, settings):
     """The keys of a choice, before anything is loaded; they concern nothing else."""
-    for name in sorted(_CHOICE & given.keys()) if settings["choose"] is None else ():
-        raise ValueError(
-            f"{name} concerns a choice among samples; give choose=likelihood, energy, vote or consistency."
-        )
     if settings["choose"] is None:
+        if foreign := sorted(_CHOICE & given.keys()):
+            raise ValueError(
+                f"{foreign[0]} concerns a choice among samples; give choose=likelihood, energy, vote or consistency."
+            )
         return
     rules = {
         "choose": (

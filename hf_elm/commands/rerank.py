@@ -66,6 +66,7 @@ def _check(settings: dict[str, Any]) -> None:
     rules = {
         "weight": (lambda x: 0 <= x <= 1, "in [0, 1] (1: the model alone)"),
         "normalize": (lambda x: x in ("none", "tokens", "bytes"), "one of none, tokens, bytes"),
+        "window": (lambda x: x >= 2, "at least 2"),
         "limit": (lambda x: x >= 1, "at least 1"),
         "batch_size": (lambda x: x >= 1, "at least 1"),
         "think_steps": (lambda x: x >= 1, "at least 1; by=s1 is before thinking"),

@@ -66,7 +66,7 @@ def _settings(sources: list[str], given: dict[str, Any]) -> dict[str, Any]:
         own = {name: value for name, value in own.items() if name in names or name == "data.text_column"}
         own = {"text_column" if name == "data.text_column" else name: value for name, value in own.items()}
     settings = merge(literal_defaults(names.values()), own, given)
-    settings["split_seed"] = own.get("seed", settings["seed"])
+    settings["split_seed"] = own.get("seed", 0)  # not the seed of draws: that must not move the split
     settings["seed"] = given.get("seed", 0)
     if sources and settings["data"]["corpus"] is not None and "data.corpus" in given:
         raise ValueError("score takes INPUT files or data.corpus, not both.")

@@ -49,6 +49,7 @@ def _log_z(step):
 
 # --------------------------------------------------------------------------------------------------- scores of a text
 
+
 def score_flow(scores: TokenScores, colour: str = "gain") -> str:
     """The text, its tokens coloured by ``colour``: gain, energies or lm; the first token is not scored.
 
@@ -85,6 +86,8 @@ def score_totals(scores: TokenScores) -> str:
     how = "log Z exact" if scores.is_exact else "log Z bounded in expectation by samples"
     details = f"Gain {gain} nats/token; mean energy {energy:+.4f} nats; {how}."
     caption = f"{scores.num_scored:,} tokens scored ({scores.num_bytes:,} bytes), the first one given"
+    if scores.window is not None:
+        caption += f"; read in windows of {scores.window:,} tokens, as in training, that overlap by half"
     return table(header, rows, caption) + note(details)
 
 

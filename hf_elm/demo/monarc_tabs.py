@@ -1,6 +1,7 @@
 """The tabs of a MonArc model: a continuation with the candidates of every token, and the scores of a text."""
 
 from ..saved_models import load_checkpoint
+from ..trained_windows import trained_window
 from .candidate_steps import candidate_steps
 from .example_prompts import example_prompt
 from .lazy_gradio import gr
@@ -20,9 +21,10 @@ def load_tabs(checkpoint: str, device: str | None, dtype: str | None) -> tuple[s
     """The description and the tabs of the model at ``checkpoint``."""
     shared = SharedModel(*load_checkpoint(checkpoint, device, dtype))
     prompts = [example_prompt(checkpoint, shared.tokenizer, kind) for kind in ("start", "text")]
+    window = trained_window(checkpoint).tokens
     return DESCRIPTION, [
         Tab("Generate", lambda: generate_tab(shared, prompts[0])),
-        Tab("Score", lambda: score_tab(shared, prompts[1])),
+        Tab("Score", lambda: score_tab(shared, prompts[1], window)),
     ]
 
 
@@ -66,8 +68,8 @@ def _generation_inputs(prompt, num_candidates):
     ]  # fmt: skip
 
 
-def score_tab(shared: SharedModel, words: str) -> None:
-    """A text above; its totals, its tokens in colours and one line per token below."""
+def score_tab(shared: SharedModel, words: str, window: int | None) -> None:
+    """A text above, read in windows of so many tokens; its totals, its tokens in colours and one line per token below."""
     scored = gr.State(None, time_to_live=KEPT_SECONDS)
     label = f"Text (2 to {MAX_SCORED_TOKENS:,} tokens)"
     text = gr.Textbox(words, label=label, lines=5, max_lines=16, max_length=MAX_PROMPT, elem_classes="elm-mono")
@@ -80,7 +82,7 @@ def score_tab(shared: SharedModel, words: str) -> None:
 
     @with_clear_errors
     def score(words, name):
-        scores = score_text(shared, words)
+        scores = score_text(shared, words, window)
         return scores, score_totals(scores), score_flow(scores, COLOURS[name]), score_table(scores)
 
     def recolour(scores, name):

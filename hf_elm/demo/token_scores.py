@@ -9,6 +9,7 @@ from torch import Tensor
 from ..continuation import prompt_ids
 from ..continuation_scores import EnergyScorer
 from ..counted_bytes import TokenBytes
+from ..document_scores import windows
 from ..evaluation_rows import row_batches
 from ..plots.prompt_refinement import token_labels
 from .request_limits import MAX_PROMPT, MAX_SCORED_TOKENS, checked_text
@@ -28,6 +29,7 @@ class TokenScores:
         elm_lower, elm_upper: ends of log p_LM - E - log Z; equal where Z was summed over the vocabulary.
         num_bytes: UTF-8 bytes of the scored tokens' text.
         method: how log Z was found: "exact" or "sampled".
+        window: tokens that the model saw at once, where the text is longer; else None.
     """
 
     labels: list[str]
@@ -37,6 +39,7 @@ class TokenScores:
     elm_upper: Tensor
     num_bytes: int
     method: str
+    window: int | None = None
 
     @property
     def num_scored(self) -> int:
@@ -66,11 +69,13 @@ class TokenScores:
 
 
 @torch.no_grad()
-def score_text(shared: SharedModel, text: str, **energy_options) -> TokenScores:
-    """Scores of ``text``, every token given those before it.
+def score_text(shared: SharedModel, text: str, window: int | None = None, **energy_options) -> TokenScores:
+    """Scores of ``text``, every token given those before it, as far as the window reaches.
 
     Args:
         shared: of a `MonArcForCausalLM`.
+        window: tokens that the model sees at once, for a saved model those that it was trained on
+            (`hf_elm.trained_windows.trained_window`); a longer text is read in windows that overlap by half. None = no limit.
         energy_options: of `hf_elm.continuation_scores.EnergyScorer`, e.g. ``num_samples``; by default log Z is exact up to a
             vocabulary of 512 tokens and otherwise an interval from 64 likeliest tokens and 64 samples.
 
@@ -84,19 +89,19 @@ def score_text(shared: SharedModel, text: str, **energy_options) -> TokenScores:
         raise ValueError(f"text has {len(ids):,} tokens; from 2 to {MAX_SCORED_TOKENS:,} are scored here.")
     scorer = EnergyScorer(model, batch_size=1, **energy_options)
     with shared.lock:
-        (score,) = scorer.scores([(ids[:1], ids[1:])])
-        energies = model(input_ids, output_energies=True, output_logits=False).energies[0]
+        scores = list(scorer.scores(windows(ids, window)))
     lower, upper = scorer.interval or ("elm", "elm")
     first = torch.zeros(1, dtype=torch.float64)
-    columns = {name: torch.cat([first, values]) for name, values in score.log_probs.items()}
+    columns = {name: torch.cat([first, *(score.log_probs[name] for score in scores)]) for name in scores[0].log_probs}
     return TokenScores(
         labels=token_labels(tokenizer, ids),
         lm=columns["lm"],
-        energies=energies.cpu().double(),
+        energies=torch.cat([first, *(score.energies for score in scores)]),
         elm_lower=columns[lower],
         elm_upper=columns[upper],
         num_bytes=_bytes(tokenizer, ids, scorer.settings.vocab_size),
         method=scorer.settings.method,
+        window=window if window is not None and len(ids) > window else None,
     )
 
 

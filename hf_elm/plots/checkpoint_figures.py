@@ -5,6 +5,7 @@ from pathlib import Path
 from ..checkpoint_likelihood import packed_part
 from ..command_schemas import PLOT_FAMILIES
 from ..saved_models import load_checkpoint
+from ..trained_windows import trained_window
 from .descent_animation import descent_animation, save_animation
 from .energy_landscape import energy_landscape, plot_energy_landscape
 from .figure_files import save_figure
@@ -68,6 +69,7 @@ def _write_energy_figure(kind, checkpoint, output, dpi, device, seed, settings):
     options = {name: value for name, value in settings.items() if value is not None}
     if kind == "heatmap":
         colour, title = options.pop("colour"), f"{Path(checkpoint).name or checkpoint}: energies of a text"
+        options["window"] = trained_window(checkpoint).tokens
         heatmap = text_heatmap(model, tokenizer, options.pop("text"), seed=seed, **options)
         if str(output).lower().endswith(".html"):
             return save_heatmap_page(heatmap, output, colour, title)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from .figure_files import finish, new_figure, shown_text
 from .heatmap_page import HIGH, LOW, STRONGEST, gain_sign, shade
 from .text_heatmap import BLUE, UNITS, TextHeatmap
@@ -13,6 +15,7 @@ _FONT_SIZE = 9.0  # points
 _ADVANCE = 0.602  # of a character of matplotlib's monospaced font, in font sizes
 _LINE_HEIGHT = 1.6  # in font sizes
 _FEWEST_COLUMNS = 80  # room for the legend above the text
+_REMARK = 54  # characters of a line beside the legend
 _MARGIN, _HEAD = 0.3, 0.95  # inches
 
 
@@ -36,11 +39,10 @@ def plot_text_heatmap(data: TextHeatmap, colour: str = "gain", path=None):
     place = (2 * _MARGIN / page_width, 1 - 0.55 / page_height, 2.2 / page_width, 0.16 / page_height)
     _draw_scale(figure.add_axes(place), colour, largest)
     dropped = f"; {cut + data.cut:,} characters more" if cut + data.cut else ""
-    figure.text(
-        (2 * _MARGIN + 2.6) / page_width, 1 - 0.47 / page_height,
-        f"{data.num_scored:,} tokens: LM {data.nll('lm'):.4f}, ELM {data.nll('elm'):.4f} nats/token\n{data.how}{dropped}; {BLUE[colour]}",
-        fontsize=8, va="center",
-    )  # fmt: skip
+    numbers = f"{data.num_scored:,} tokens: LM {data.nll('lm'):.4f}, ELM {data.nll('elm'):.4f} nats/token"
+    remarks = [numbers, *textwrap.wrap(f"{data.how}{dropped}", _REMARK), BLUE[colour]]
+    place = ((2 * _MARGIN + 2.6) / page_width, 1 - 0.47 / page_height)
+    figure.text(*place, "\n".join(remarks), fontsize=8, va="center")
     return finish(figure, path)
 
 
@@ -62,6 +64,7 @@ def text_cells(data: TextHeatmap, colour: str) -> tuple[list[tuple[float, float,
                 column += len(here)
                 if column >= COLUMNS and shown:
                     line, column = line + 1, 0
+            left_out += len(shown)
             if part.endswith("\n") or column >= COLUMNS:
                 line, column = line + 1, 0
     return [cell for cell in cells if cell[1] < MOST_LINES], min(line + (column > 0), MOST_LINES), left_out

@@ -52,7 +52,7 @@ class TextHeatmap:
     Attributes:
         pieces: in order.
         num_tokens: of all pieces; ``num_scored`` of those are of pieces with values.
-        how: how log Z was found.
+        how: how log Z was found, and the window where the text is longer.
         is_exact: whether log Z is exact.
         cut: characters of the text that are not shown.
     """
@@ -81,6 +81,7 @@ def text_heatmap(
     text: str,
     *,
     max_tokens: int = 2000,
+    window: int | None = None,
     method: str = "auto",
     num_samples: int = 64,
     exact_top: int | None = None,
@@ -89,11 +90,13 @@ def text_heatmap(
 ) -> TextHeatmap:
     """Scores ``text`` token by token under the LM and the ELM of a MonArc model, nats.
 
-    A text longer than the model's positions is read in windows that overlap by half. Tokens that share a character (bytes of
+    A text longer than the window is read in windows that overlap by half. Tokens that share a character (bytes of
     one that is not ASCII) make one piece, whose values are their sums.
 
     Args:
         max_tokens: the text is cut after so many.
+        window: tokens that the model sees at once, for a saved model those that it was trained on
+            (`hf_elm.trained_windows.trained_window`); None = its positions, which bound any other.
         method, num_samples, exact_top, max_rows, seed: see `hf_elm.evaluation.evaluate_elm`.
 
     Raises:
@@ -106,8 +109,9 @@ def text_heatmap(
         )
     if not text:
         raise ValueError("text is empty; give some text.")
-    if max_tokens < 2:
-        raise ValueError(f"max_tokens must be at least 2, got {max_tokens}.")
+    for name, value in {"max_tokens": max_tokens, "window": window}.items():
+        if value is not None and value < 2:
+            raise ValueError(f"{name} must be at least 2, got {value}.")
     ids, groups, cut = text_pieces(tokenizer, text, max_tokens)
     if len(ids) < 2:
         raise ValueError(f"text={text[:40]!r} has {len(ids)} token; the first has no prediction, so give longer text.")
@@ -119,7 +123,8 @@ def text_heatmap(
         "seed": seed,
     }
     scorer = EnergyScorer(model, **options)
-    columns = _token_columns(scorer, ids)
+    window = min((each for each in (window, scorer.positions) if each is not None), default=None)
+    columns = _token_columns(scorer, ids, window)
     if (unknown := unknown_token_id(tokenizer)) is not None:
         known = torch.tensor(ids) != unknown
         columns = {name: values.masked_fill(~known, torch.nan) for name, values in columns.items()}
@@ -133,6 +138,8 @@ def text_heatmap(
     if scorer.interval is not None:
         samples = f", {found['num_samples']} samples" if found["num_samples"] else ""
         how = f"log Z between bounds: {found['exact_top']} likeliest tokens exact{samples}"
+    if window is not None and len(ids) > window:
+        how += f"; windows of {window} tokens"
     shown = sum(len(places) for _, places in groups)
     return TextHeatmap(pieces, shown, scored, how, scorer.interval is None, cut)
 
@@ -174,9 +181,9 @@ def text_pieces(tokenizer, text: str, max_tokens: int) -> tuple[list[int], list[
     return ids[:max_tokens], pieces, len(text) - groups[-1][0]
 
 
-def _token_columns(scorer: EnergyScorer, ids: list[int]) -> dict[str, torch.Tensor]:
+def _token_columns(scorer: EnergyScorer, ids: list[int], window: int | None) -> dict[str, torch.Tensor]:
     """log p under both models, E and log Z of every token, ``(tokens)``; NaN at the first, which nothing predicts."""
-    pairs = windows(ids, scorer.positions)
+    pairs = windows(ids, window)
     scores = list(scorer.scores(pairs))
     lower, upper = scorer.interval or ("elm", "elm")
     parts = {name: [score.log_probs[name] for score in scores] for name in ("lm", "elm", lower, upper)}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hf_elm.command_line import main
+from hf_elm.in_context_checkpoints import languages_of_checkpoint
 
 
 TINY = ["languages=4", "steps=3", "energy_steps=2", "hidden_size=16", "batch_size=4", "length=23"]
@@ -119,3 +120,11 @@ def test_wrong_settings_are_refused_before_anything_is_written(arguments, named,
     assert main(["automata", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", [b"data: {corpus: [\n", b"\xff\xfe", b"- 1\n"])
+def test_a_damaged_recipe_does_not_hide_the_settings_beside_it(tmp_path, recipe):
+    (tmp_path / "recipe.yaml").write_bytes(recipe)
+    assert languages_of_checkpoint(str(tmp_path)) == {}
+    (tmp_path / "languages.json").write_text('{"num_symbols": 4}')
+    assert languages_of_checkpoint(str(tmp_path)) == {"num_symbols": 4}

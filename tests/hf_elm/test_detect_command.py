@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from hf_elm.command_line import main
+from hf_elm.commands.detect import _training_settings
 from hf_elm.detection import Detector, train_detector
+from hf_elm.detection_run import _beyond_rows
 from hf_elm.trainers.tokenization import build_tokenizer
 from tests.hf_elm import tiny_harness as tiny
 
@@ -155,6 +157,30 @@ def test_an_interrupted_judgement_continues_from_what_was_read(detector, tmp_pat
     assert not Path(f"{output}.partial").exists()
 
 
+def test_a_folder_of_somebody_else_is_not_removed(detector, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a line of its own\n", encoding="utf-8")
+    output = tmp_path / "judged.jsonl"
+    rows = Path(f"{output}.partial") / "rows.jsonl"  # of an interrupted `hf-elm score output=judged.jsonl`
+    rows.parent.mkdir()
+    rows.write_text("{}\n", encoding="utf-8")
+    arguments = [tmp_path / "a.txt", f"detector={detector}", f"output={output}"]
+    fails(capsys, arguments, "judged.jsonl.partial is in the way", "rows.jsonl")
+    assert rows.read_text() == "{}\n"
+    assert not output.exists()
+
+
+def test_texts_beyond_the_trained_rows_are_told_of(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {sequence_length: 24}\n", encoding="utf-8")
+    assert _beyond_rows(str(tmp_path), 8, 16) is None
+    assert "trained on rows of 24 tokens; prompt_tokens=9" in _beyond_rows(str(tmp_path), 9, 16)
+    assert _beyond_rows("user/name", 900, 900) is None
+
+
+def test_the_seed_of_the_draws_does_not_move_the_split_of_the_corpus(models):
+    settings = _training_settings({"checkpoint": models["gpt2"], "output": "detector", "seed": 5})
+    assert (settings["seed"], settings["split_seed"]) == (5, 0)
+
+
 @pytest.mark.parametrize("name", ["nano_ebm", "gpt2"])
 def test_other_models_have_detectors_too(name, models, corpus, tmp_path):
     assert train(models, corpus, tmp_path / "detector", "hidden_states=true", name=name) == 0
@@ -200,6 +226,9 @@ def test_wrong_input_is_refused_before_any_work(detector, models, corpus, tmp_pa
         ("num_candidates=1", "num_candidates must be at least 2"),
     ):
         fails(capsys, [*own, argument], part)
+    plain = ["train", f"checkpoint={models['gpt2']}", *own[2:]]
+    for key in ("think_steps", "num_candidates", "exact_top"):
+        fails(capsys, [*plain, f"{key}=3"], f"{key} does not concern a gpt2 model")
     assert not (tmp_path / "d").exists()
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hf_elm.detection_features import TextFeatures
 from hf_elm.detection_head import CONFIG, WEIGHTS, AttentionWeightedHead, FeatureBatch, HeadConfig
-from hf_elm.detection_report import LabelledTexts, measure_head
+from hf_elm.detection_report import HumanAndMachineTexts, measure_head
 from hf_elm.detection_scores import auroc, aurocs_by_document, baseline_scores, oriented
 from hf_elm.detection_training import fit_head, text_logits
 
@@ -220,15 +220,17 @@ def test_a_baseline_has_the_direction_that_is_better_for_it():
     names = [str(i // 2) for i in range(8)]
     assert oriented(np.array([0, 1]), np.array([1, 0])) == -1.0
     for labels in (np.arange(8) % 2, 1 - np.arange(8) % 2):
-        found = measure_head(AttentionWeightedHead(HeadConfig(COLUMNS)), "lm", LabelledTexts(texts, labels, names))
+        found = measure_head(
+            AttentionWeightedHead(HeadConfig(COLUMNS)), "lm", HumanAndMachineTexts(texts, labels, names)
+        )
         assert found.aurocs["mean perplexity"].value == 1.0
         assert found.strongest_baseline() == "mean perplexity"
 
 
 def test_texts_are_left_out_by_pairs_and_joined_by_generator():
     one, two, three = random_texts(3)
-    pairs = LabelledTexts.of([one, two], [three, None], ["a", "b"])
+    pairs = HumanAndMachineTexts.of([one, two], [three, None], ["a", "b"])
     assert [id(text) for text in pairs.features] == [id(one), id(three)]
     assert (pairs.labels.tolist(), pairs.documents) == ([0, 1], ["a", "a"])
-    both = LabelledTexts.joined([pairs, pairs])
+    both = HumanAndMachineTexts.joined([pairs, pairs])
     assert (both.labels.tolist(), len(both.features), both.documents) == ([0, 1, 0, 1], 4, ["a"] * 4)

@@ -118,6 +118,20 @@ def test_the_cache_answers_and_depends_on_the_settings(folders, tmp_path, monkey
     assert sampled["undecided"]["library_cloze"]["questions"] == 2
 
 
+def test_generations_sampled_by_another_seed_are_not_those_of_the_cache(folders, tmp_path):
+    arguments = [
+        f"checkpoint={folders['nano_ebm']}",
+        "tasks=library_completion",
+        "limit=1",
+        "half=s1",
+        "max_gen_toks=4",
+    ]
+    for number, seed in enumerate((0, 1), 1):
+        own = ["choose=vote", "choose_from=2", f"use_cache={tmp_path / 'cache'}", f"seed={seed}"]
+        run(tmp_path, f"seed{seed}", *arguments, *own)
+        assert len(list(tmp_path.glob("cache_*"))) == number
+
+
 def test_where_z_is_sampled_both_ends_stand_beside_the_middle(folders, tmp_path):
     arguments = ["--model", folders["monarc"], "--tasks", "library_perplexity", "--limit", "1", "method=sampled"]
     found = run(tmp_path, "ends", *arguments, "exact_top=32", "num_samples=4")

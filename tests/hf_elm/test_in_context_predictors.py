@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from hf_elm.in_context_languages import LanguageSettings, languages
 from hf_elm.in_context_predictors import RowTokens, model_distributions
@@ -86,6 +86,11 @@ def test_plain_models_and_misfits(tokenizer):
     long = [row for _, row in itertools.islice(languages(LanguageSettings(length=33), "test"), 1)]
     with pytest.raises(ValueError, match="rows have 33 characters, but the model has 32 positions"):
         model_distributions(model, RowTokens(tokenizer, long, SETTINGS))
+    full = [row for _, row in itertools.islice(languages(LanguageSettings(length=32), "test"), 1)]
+    learned = GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2, **special(tokenizer))
+    elm = MonArcForCausalLM.from_causal_lm(GPT2LMHeadModel(learned))
+    with pytest.raises(ValueError, match="32 characters and one more is scored, but the model has 32 positions"):
+        model_distributions(elm, RowTokens(tokenizer, full, SETTINGS))
     bytes_ = build_tokenizer("byte")
     with pytest.raises(ValueError, match="both must belong together"):
         model_distributions(model, RowTokens(bytes_, ROWS, SETTINGS))

@@ -83,6 +83,22 @@ def test_batches_groups_and_long_texts_do_not_change_scores(monarc):
     assert together[3][0].num_tokens == len(long)
 
 
+@pytest.mark.parametrize("window", [9, 11, None])
+def test_a_context_is_cut_alike_for_all_texts_of_a_list(monarc, window):
+    context = "on in on in on it goes ".replace("e", "o") * 3
+    found = TextScorer(EnergyScorer(monarc), LETTERS, window=window).scores([(context, TEXTS)])[0]
+    longest = max(map(len, TEXTS))  # a token is a character
+    room = (window or tiny.POSITIONS) - longest
+    start = LETTERS(context)["input_ids"][-room:] if room >= 1 else None
+    for text, score in zip(TEXTS, found, strict=True):
+        assert score.num_tokens == len(text)
+        if start is not None:
+            whole = EnergyScorer(monarc).scores([(start, LETTERS(text)["input_ids"])])
+            assert score.log_probs["elm"] == pytest.approx(next(whole).total("elm"), abs=1e-9)
+    with pytest.raises(ValueError, match="window must be at least 2 tokens, got 1"):
+        TextScorer(EnergyScorer(monarc), LETTERS, window=1)
+
+
 def test_all_texts_of_a_list_are_scored_given_the_same_tokens():
     text = "the theory then there their this that those thing think " * 30
     tokenizer = build_tokenizer("bpe", [text], vocab_size=290)

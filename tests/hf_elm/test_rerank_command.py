@@ -1,6 +1,7 @@
 """``hf-elm rerank``: every kind of causal model, resuming, refusals; and ``hf-elm generate choose=``, ``hf-elm eval choose=``."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -83,6 +84,21 @@ def test_every_kind_of_model_writes_its_scores(folders, lists, tmp_path, capsys,
     assert measures["orders"]["first pass"]["accuracy"]["value"] == 0.0
     assert column in measures["orders"]
     assert "first places of 10 lists" in capsys.readouterr().out
+
+
+def test_a_model_sees_as_much_as_it_was_trained_on(folders, lists, tmp_path, capsys):
+    model = tmp_path / "trained"
+    shutil.copytree(folders["gpt2"], model)
+    (model / "recipe.yaml").write_text("data: {sequence_length: 6}\n", encoding="utf-8")
+    base = ["rerank", str(lists), f"checkpoint={model}", "progress=false"]
+    reports = {}
+    for name, options in {"own": [], "six": ["window=6"], "five": ["window=5"]}.items():
+        reports[name] = tmp_path / f"{name}.json"
+        outputs = [f"output={tmp_path / f'{name}.jsonl'}", f"report={reports[name]}"]
+        assert main([*base, *outputs, *options]) == 0
+    assert read(tmp_path / "own.jsonl") == read(tmp_path / "six.jsonl") != read(tmp_path / "five.jsonl")
+    assert "at most 6 tokens seen at once: the rows that" in reports["own"].read_text()
+    fails(capsys, [*base, f"output={tmp_path / 'new.jsonl'}", "window=1"], "window must be at least 2")
 
 
 def test_weights_names_and_lengths(folders, lists, tmp_path, capsys):

@@ -103,6 +103,15 @@ def test_per_token_probabilities():
     assert choose_sample(samples, "likelihood", normalize="tokens").sample.text == "long"
 
 
+def test_an_end_of_an_interval_is_not_the_default_column():
+    samples = [
+        Sample("a", (1,), True, {"lm": -3.0, "elm": -1.0, "elm_lower": -2.0, "elm_upper": -0.9}),
+        Sample("b", (2,), True, {"lm": -1.0, "elm": -1.5, "elm_lower": -3.0, "elm_upper": -0.1}),
+    ]
+    assert choose_sample(samples, "likelihood").sample.text == "a"
+    assert choose_sample(samples, "likelihood", "elm_upper").sample.text == "b"
+
+
 def test_answers():
     assert answer_of(" 12 \n") == "12"
     assert answer_of("= 3 = 45", r"= (\d+)") == "45"

@@ -92,6 +92,16 @@ def test_the_chosen_rows_are_those_of_the_draw(scores, tmp_path, capsys):
     assert again.read_bytes() == output.read_bytes()
 
 
+def test_lists_by_token_alone_are_left_out(tmp_path):
+    made = [{"text": "one", "rating": 1.0, "token_kind": "word", "token_ids": [1, 2]}]
+    kinds = {"text": "text", "rating": "float", "token_kind": "text", "token_ids": "ints"}
+    write_table(tmp_path / "rated.jsonl", made, kinds)
+    select_rows(tmp_path / "rated.jsonl", tmp_path / "chosen.jsonl", column="rating", count=1)
+    (row,) = read_table(tmp_path / "chosen.jsonl")
+    assert row["token_kind"] == "word"
+    assert "token_ids" not in row
+
+
 def test_the_sign_is_the_callers(scores, tmp_path):
     best = {}
     for prefer in ("low", "high"):

@@ -54,6 +54,21 @@ def test_totals_are_those_of_the_evaluation(shared):
     assert scores.bits_per_byte("elm_lower") == pytest.approx(record.elm_bits_per_byte, abs=1e-9)
 
 
+def test_a_longer_text_is_read_in_windows(shared):
+    """Tokens 1 to 7 in the first window of 8, then four at a time, each with the tokens of a window before their end."""
+    scores, whole = score_text(shared, TEXT, 8), score_text(shared, TEXT, len(TEXT))
+    assert (scores.window, whole.window) == (8, None)
+    ids = ids_of(shared)
+    for start, end in ((1, 8), (8, 12), (12, 16), (16, 20)):
+        part = shared.model.score_candidates(ids[:, end - 8 : end], ids[:, end - 8 : end].unsqueeze(1))
+        own = slice(start - end + 8, 8)
+        assert_close(scores.lm[start:end], part.token_log_probs[0, own], atol=1e-9, rtol=0)
+        assert_close(scores.energies[start:end], part.token_energies[0, own], atol=1e-9, rtol=0)
+    assert (scores.lm[8:] - whole.lm[8:]).abs().max() > 1e-6
+    assert "windows of 8 tokens" in score_totals(scores)
+    assert "windows" not in score_totals(whole)
+
+
 def test_an_interval_has_its_ends_in_order(shared):
     scores = score_text(shared, TEXT, **OPTIONS["sampled"])
     assert not scores.is_exact

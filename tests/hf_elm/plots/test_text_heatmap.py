@@ -67,6 +67,20 @@ def test_longer_than_the_positions_and_cut():
         assert first.energy == pytest.approx(second.energy, abs=1e-9)
 
 
+def test_a_window_below_the_positions_is_kept_and_told():
+    model, tokenizer = energy_model(), tokenizer_of("byte")
+    text = "x = 1\n" * 3
+    whole, data = (text_heatmap(model, tokenizer, text, window=window) for window in (None, 8))
+    last = text_heatmap(model, tokenizer, text[-8:])  # tokens 16 and 17 end a window of 8
+    for piece, alone, far in zip(data.pieces[16:], last.pieces[6:], whole.pieces[16:], strict=True):
+        assert piece.energy == pytest.approx(alone.energy, abs=1e-9)
+        assert abs(piece.energy - far.energy) > 1e-9
+    assert "windows of 8 tokens" in data.how
+    assert "windows" not in whole.how
+    with pytest.raises(ValueError, match="window must be at least 2, got 1"):
+        text_heatmap(model, tokenizer, text, window=1)
+
+
 def test_unknown_characters_have_no_values():
     data = text_heatmap(energy_model("char"), tokenizer_of("char"), "def ÿ(x)")
     assert [piece.text for piece in data.pieces if piece.energy is None] == ["d", "ÿ"]
@@ -205,3 +219,23 @@ def test_refusals():
 
     with pytest.raises(ValueError, match="Slow does not tell where"):
         text_heatmap(model, Slow(), "text")
+
+
+def test_the_remarks_stay_on_the_page():
+    """The longest that there is: bounds, windows and a cut text."""
+    how = "log Z between bounds: 4,096 likeliest tokens exact, 1,024 samples; windows of 1,024 tokens"
+    data = TextHeatmap([TextPiece("a", ["a"])], 1, 1, how, is_exact=False, cut=123_456_789)
+    figure = plot_text_heatmap(data)
+    (remarks,) = figure.texts
+    assert "123,456,789 characters more" in " ".join(remarks.get_text().split())
+    box, page = remarks.get_window_extent(), figure.bbox
+    assert box.x1 <= page.x1
+    assert box.y1 <= page.y1
+    assert box.y0 >= page.y1 - 0.95 * figure.dpi  # above the text
+
+
+def test_what_is_left_out_within_a_piece_is_counted():
+    data = TextHeatmap([TextPiece("a" * (COLUMNS * MOST_LINES + 7), ["a"]), TextPiece("bc", ["b"])])
+    cells, lines, left_out = text_cells(data, "gain")
+    assert sum(len(text) for _, _, text, _ in cells) == COLUMNS * MOST_LINES
+    assert (lines, left_out) == (MOST_LINES, 9)
