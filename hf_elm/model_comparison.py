@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from .compared_models import ComparedModels, digest
 from .comparison_result import Column, ModelComparison
 from .continuation_scores import EnergyScorer, scorer_of
 from .document_scores import DocumentScores, score_documents
@@ -31,6 +33,7 @@ def compare_models(
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = True,
+    output: str | Path | None = None,
     **scoring: Any,
 ) -> ModelComparison:
     """Every distribution of every model on ``texts``, one model in memory at a time.
@@ -45,26 +48,36 @@ def compare_models(
         baseline: ``"name:column"``; None = the first column.
         window: tokens that a model sees at once, see `score_documents`; the same for all, so that they have the same contexts.
             None = the smallest of the row lengths that they were trained with, see `hf_elm.trained_windows`.
+        output: new JSON file for the result. Models that are done are kept beside it, in ``<output>.partial``, so that the same call
+            goes on after an interruption.
         scoring: ``batch_size``, ``think_steps``, and of MonArc ``method``, ``num_samples``, ``exact_top``, ``max_rows``, ``seed``.
 
     Raises:
+        FileExistsError: ``output`` exists, or an interrupted comparison of other models, texts or settings is beside it.
         ValueError: fewer than two texts or no model, a checkpoint that cannot be loaded, an unknown baseline.
     """
     if not checkpoints or len(texts) < 2:
         raise ValueError(f"compare needs a model and at least 2 documents, got {len(checkpoints)} and {len(texts)}.")
     names = names or [_letter(i) for i in range(len(checkpoints))]
     window, origin = common_window(checkpoints, window)
+    settings = {"window": window, "dtype": dtype, **scoring}
+    done = ComparedModels(output, checkpoints, texts, settings) if output else None
     loaded: dict[str, DocumentScores] = {}
     columns: dict[str, Column] = {}
-    vocabularies: dict[str, Any] = {}
-    for name, checkpoint in zip(names, checkpoints, strict=True):
-        model, tokenizer = load_causal(checkpoint, device, dtype)
-        scorer = scorer_of(model, **_fitting(model, scoring))
-        loaded[name] = score_documents(scorer, tokenizer, texts, window, progress)
-        vocabularies[name] = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
-        for column in loaded[name].nll:
-            columns[f"{name}:{column}"] = _column(checkpoint, model, scorer, column, loaded[name])
-        del model, scorer
+    vocabularies: dict[str, str] = {}
+    for number, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True)):
+        found = done and done.found(number)
+        if not found:
+            model, tokenizer = load_causal(checkpoint, device, dtype)
+            scorer = scorer_of(model, **_fitting(model, scoring))
+            scores = score_documents(scorer, tokenizer, texts, window, progress)
+            ids = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+            found = scores, {each: _column(model, scorer, each, scores) for each in scores.nll}, digest(ids)
+            del model, scorer
+            if done:
+                done.keep(*found)
+        loaded[name], own_columns, vocabularies[name] = found
+        columns |= {f"{name}:{each}": column for each, column in own_columns.items()}
     first = baseline or next(iter(columns))
     if first not in columns:
         raise ValueError(f'baseline must be one of {", ".join(columns)}, got "{first}".')
@@ -73,7 +86,7 @@ def compare_models(
     for label, column in columns.items():
         if label != first:
             _add_differences(column, label, first, loaded, alike[label.split(":")[0]])
-    return ModelComparison(
+    result = ModelComparison(
         columns=columns,
         checkpoints=dict(zip(names, checkpoints, strict=True)),
         baseline=first,
@@ -84,6 +97,10 @@ def compare_models(
         window_origin=origin,
         compute={name: spent_compute(checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)},
     )
+    if done:
+        result.to_json(output)
+        done.remove()
+    return result
 
 
 def load_causal(checkpoint: str, device: str | None = None, dtype: str | None = None):
@@ -157,7 +174,7 @@ def _fitting(model, scoring) -> dict[str, Any]:
     return scoring | shared
 
 
-def _column(checkpoint, model, scorer, column, scores: DocumentScores) -> Column:
+def _column(model, scorer, column, scores: DocumentScores) -> Column:
     inner = model.lm if isinstance(scorer, EnergyScorer) and column == "lm" else model
     bits = scores.nll[column] / math.log(2)
     return Column(

@@ -2,7 +2,8 @@
 
 Several models on the same documents: nats/token, bits/byte, differences paired by document with standard errors, parameters, and
 the compute that their runs tell of. MonArc stands there as its language model and as the energy-based model, nanoEBM before and
-after thinking, any other causal LM as it is. Models with different tokenizers are compared in bits/byte only.
+after thinking, any other causal LM as it is. Models with different tokenizers are compared in bits/byte only. With output=, models
+that are done are kept, and the same command goes on after an interruption.
 
   hf-elm compare runs/first runs/second
   hf-elm compare runs/monarc runs/nano_ebm path/to/gpt2 data.corpus=other.txt documents=200 output=comparison.json
@@ -35,7 +36,7 @@ def run(arguments: list[str]) -> None:
         _require_causal(checkpoint)
     settings = _settings(checkpoints[0], given)
     _check(settings)
-    output = settings.pop("output")
+    output = settings["output"]
     if output and Path(output).exists():
         raise FileExistsError(f"output={output} exists; choose another file or remove it first.")
     if output:
@@ -44,8 +45,6 @@ def run(arguments: list[str]) -> None:
     from rich.console import Console
 
     Console(file=sys.stdout).print(result.table())
-    if output:
-        result.to_json(output)
 
 
 def _require_causal(checkpoint):

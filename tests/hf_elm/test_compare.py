@@ -177,6 +177,32 @@ def test_the_command_prints_and_writes(folders, tmp_path, capsys):
         assert word in shown
 
 
+def test_an_interrupted_comparison_goes_on(folders, tmp_path, monkeypatch):
+    checkpoints = [str(folders[name]) for name in ("monarc", "gpt2", "byte")]
+    options = {"progress": False, "method": "exact", "seed": 0}
+    whole = compare_models(checkpoints, TEXTS, output=tmp_path / "whole.json", **options)
+    scored, output = [], tmp_path / "out.json"
+
+    def interrupted(scorer, *arguments):
+        scored.append(type(scorer.model).__name__)
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return score_documents(scorer, *arguments)
+
+    monkeypatch.setattr("hf_elm.model_comparison.score_documents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare_models(checkpoints, TEXTS, output=output, **options)
+    with pytest.raises(FileExistsError, match="holds an interrupted run that differs: texts"):
+        compare_models(checkpoints, TEXTS[:2], output=output, **options)
+    again = compare_models(checkpoints, TEXTS, output=output, **options)
+    assert scored == ["MonArcForCausalLM", "GPT2LMHeadModel", "GPT2LMHeadModel", "GPT2LMHeadModel"]
+    assert again.to_dict() == whole.to_dict()
+    assert output.read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not (tmp_path / "out.json.partial").exists()
+    with pytest.raises(FileExistsError, match=r"out\.json exists"):
+        compare_models(checkpoints, TEXTS, output=output, **options)
+
+
 def test_errors_come_before_any_work(folders, tmp_path, capsys):
     (tmp_path / "there.json").write_text("{}")
     encoder = tmp_path / "encoder"
