@@ -40,8 +40,8 @@ print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameter
 # %% [markdown]
 # ## Before and after
 #
-# The same held-out characters for every row. Nearly all of the gain comes with the first step; more steps than were trained
-# do no harm and bring nothing.
+# The same held-out characters for every row. More steps than were trained do no harm and
+# bring nothing.
 
 # %%
 rows = pack_rows(corpus.held_out, tokenizer, 64)

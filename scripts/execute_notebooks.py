@@ -43,7 +43,8 @@ def executed(path: Path) -> NotebookNode:
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    notebook = v4.new_notebook(cells=source_cells(path))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = v4.new_notebook(cells=source_cells(path), metadata={"kernelspec": kernel})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="hf_elm_notebook_") as place:
         options = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False}
