@@ -55,4 +55,64 @@ def selection() -> str:
     return table(("nats/byte", *(f"seed {seed}" for seed in seeds), "mean", "bits/byte of what was chosen"), *rows)
 
 
-TABLES = (detection, sample_choice, selection)
+def automata() -> str:
+    """Distance from the true automata of every predictor, by seed of training."""
+    found = every("in_context_languages")
+    names, seeds = dict.fromkeys(r["impl"] for r in found), sorted({r["seed"] for r in found})
+    rows = []
+    for name in names:
+        own = {r["seed"]: r for r in found if r["impl"] == name}
+        cells = [" / ".join(f"{100 * own[seed]['legal']:.1f}" for seed in seeds)]
+        cells += [" / ".join(f"{own[seed]['tv']:.3f}" for seed in seeds)]
+        cells += [" / ".join(f"{own[seed]['kl']:.3f}" for seed in seeds)]
+        paired = [own[seed] for seed in seeds if own[seed].get("kl_minus_lm") is not None]
+        cells += [" / ".join(f"{r['kl_minus_lm']:+.3f} ± {r['kl_minus_lm_se']:.3f}" for r in paired)]
+        cells += [
+            " / ".join(f"{own[seed]['train_cpu_seconds']:.0f}" for seed in seeds if "train_cpu_seconds" in own[seed])
+        ]
+        rows.append((name, *cells))
+    return table(
+        ("seed " + " / ".join(map(str, seeds)), "legal, %", "TV", "KL, nats", "KL minus the LM's", "CPU-s"), *rows
+    )
+
+
+def passkey() -> str:
+    """Accuracy of finding the passkey document by length."""
+    found = every("long_context", task="passkey")
+    models, lengths = dict.fromkeys(r["impl"] for r in found), sorted({r["tokens"] for r in found})
+    seeds = sorted({r["seed"] for r in found})
+
+    def cell(name, tokens):
+        own = {r["seed"]: r for r in found if (r["impl"], r["tokens"]) == (name, tokens)}
+        return " / ".join(
+            f"{100 * own[seed]['value']:.0f} ± {100 * own[seed]['se']:.0f}" for seed in seeds if seed in own
+        )
+
+    return table(
+        ("tokens", *models), *((f"{tokens:,}", *(cell(name, tokens) for name in models)) for tokens in lengths)
+    )
+
+
+def rope_scaling() -> str:
+    """NLL of an LM at four times the length of its rows, by the factor of linear scaling."""
+    found = {(r["impl"], r["tuned_steps"]): r for r in every("rope_scaling")}
+    tunings, places = sorted({tuned for _, tuned in found}), list(next(iter(found.values()))["by_place"])
+    head = [
+        f"{'at once' if not tuned else f'after {tuned} steps'}, {place}"
+        for tuned in tunings
+        for place in ("all", *places)
+    ]
+
+    def cells(impl):
+        for tuned in tunings:
+            r = found[impl, tuned]
+            yield f"{r['value']:.3f} ± {r['se']:.3f}"
+            yield from (f"{r['by_place'][place][0]:.3f}" for place in places)
+
+    return table(
+        ("nats/byte, by place in the row", *head),
+        *((impl, *cells(impl)) for impl in dict.fromkeys(impl for impl, _ in found)),
+    )
+
+
+TABLES = (detection, sample_choice, selection, automata, passkey, rope_scaling)
