@@ -115,4 +115,21 @@ def rope_scaling() -> str:
     )
 
 
-TABLES = (detection, sample_choice, selection, automata, passkey, rope_scaling)
+def rerank() -> str:
+    """Accuracy of the first places by order."""
+    found = {r["order"]: r for r in every("rerank")}
+
+    def difference(r):
+        return (
+            ""
+            if r["minus_first_pass"] is None
+            else f"{r['minus_first_pass']:+.3f} ± {r['minus_first_pass_standard_error']:.3f}"
+        )
+
+    rows = [(name, f"{r['value']:.3f} ± {r['standard_error']:.3f}", difference(r)) for name, r in found.items()]
+    return table(
+        (f"order of {next(iter(found.values()))['n']} lists", "accuracy", "difference from the first pass"), *rows
+    )
+
+
+TABLES = (rerank, detection, sample_choice, selection, automata, passkey, rope_scaling)
