@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from latex2mathml.converter import convert
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 
@@ -25,6 +26,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">(?:\\\(|\\\[)(.*?)(?:\\\)|
 FUNCTION = re.compile(r"(<mi>(?:log|exp|max|min)</mi>)(?!<mo[^>]*>&#x00028;)")
 
 
+@event_priority(100)  # before mkdocstrings, which takes no path that does not exist yet
 def on_config(config):
     """Lays out the package and lets the hooks import it."""
     lay_out(ROOT / "build" / "docs_tree" / "hf_elm")
