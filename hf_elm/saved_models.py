@@ -13,6 +13,7 @@ from .hub_contents import refuse_pickled_weights
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_LARGEST_ID = 2**24  # of a token
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -80,12 +81,16 @@ def load_tokenizer(path: str, option: str) -> PreTrainedTokenizerBase:
     if (base := base_of_adapter(path)) is not None and not _has_tokenizer(path):
         path = path if looks_like_hub_id(path) and _has_tokenizer_on_hub(path) else base
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        largest = max(tokenizer.get_vocab().values(), default=0)
     except Exception as error:
         reason = _first_line(error)
         if os.path.isdir(path) and not _has_tokenizer(path):
             reason = "the folder has no tokenizer files; save one there with tokenizer.save_pretrained"
         raise ValueError(f"{option}={path} has no tokenizer that can be loaded: {reason}.") from error
+    if largest > _LARGEST_ID:  # the ids in between would be listed one by one until the memory is full
+        raise ValueError(f"{option}={path} has a tokenizer with the token id {largest}; ids go up to {_LARGEST_ID}.")
+    return tokenizer
 
 
 def _has_tokenizer(folder):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 _NAMES = {
     bool: "true or false",
-    int: "an integer",
+    int: "an integer of 64 bits",
     float: "a finite number",
     str: "text",
     dict: "a mapping",
@@ -60,7 +60,7 @@ def refuse_unusable(fields: dict[str, typing.Any]) -> None:
 def _is_of(value, kind) -> bool:
     if typing.get_origin(kind) in (list, tuple):
         return isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
-    if kind is float and isinstance(value, int):
+    if kind in (int, float) and isinstance(value, int):
         return not isinstance(value, bool) and -(2**63) <= value < 2**63  # what torch takes
     if kind is float:
         return isinstance(value, float) and math.isfinite(value)

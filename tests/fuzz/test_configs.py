@@ -147,7 +147,8 @@ def names_of(changes):
     inner = changes.get("text_config")
     if not isinstance(inner, dict):
         return [*changes]
-    return [*changes, *inner, "ForCausalLM"]  # the language model, by its class
+    other_name = ["rope_scaling"] if "rope_parameters" in inner else []  # as the outer configuration calls it
+    return [*changes, *inner, *other_name, "ForCausalLM", "LMHeadModel"]  # the language model, by its class
 
 
 def check_config(family, changes):

@@ -6,6 +6,7 @@ import pytest
 
 from hf_elm.command_line import main
 from hf_elm.trainers.checkpoint_folders import why_unusable
+from tests.hub.hub_models import make_model, make_tokenizer
 
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
@@ -84,3 +85,15 @@ def test_a_published_index_that_is_nested_too_deep_is_named(folder, capsys):
     (folder / "model.safetensors.index.json").write_text(DEEP)
     (folder / "model-1.safetensors").write_bytes(b"")
     assert "model.safetensors.index.json is not valid JSON" in refused(capsys, "publish", folder, "a/b", "--dry-run")
+
+
+def test_a_token_id_that_would_fill_the_memory_is_named(tmp_path, capsys):
+    """The library would list all ids in between."""
+    make_model("monarc").save_pretrained(tmp_path)
+    make_tokenizer("monarc").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"][next(iter(content["model"]["vocab"]))] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    error = refused(capsys, "generate", f"checkpoint={tmp_path}", "prompt=a")
+    assert f"token id {2**31}" in error
+    assert str(tmp_path) in error

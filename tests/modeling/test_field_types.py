@@ -23,7 +23,7 @@ def test_the_copies_are_equal():
     ("config", "fields", "message"),
     [
         (NanoEBMConfig, {"aux_ce_weight": None}, "aux_ce_weight must be a finite number, got None"),
-        (NanoEBMConfig, {"hidden_size": None}, "hidden_size must be an integer, got None"),
+        (NanoEBMConfig, {"hidden_size": None}, "hidden_size must be an integer of 64 bits, got None"),
         (NanoEBMConfig, {"think_lr": math.nan}, "think_lr must be a finite number, got nan"),
         (NanoEBMConfig, {"use_thinking": "no"}, "use_thinking must be true or false, got 'no'"),
         (MonArcConfig, {"energy_bound": "5"}, "energy_bound must be a finite number or None, got '5'"),
@@ -34,6 +34,7 @@ def test_the_copies_are_equal():
         (NanoEBMConfig, {"text_config": {"model_type": "no_such"}}, "text_config.model_type \"no_such\" is not known.*nearest"),
         (M2BertConfig, {"initializer_range": [None]}, r"initializer_range must be a finite number, got \[None\]"),
         (M2BertConfig, {"filter_freq": 2**64}, "filter_freq must be a finite number, got 1844"),
+        (MonArcConfig, {"num_negatives": 10**29}, "num_negatives must be an integer of 64 bits, got 1000"),
         (M2BertConfig, {"filter_freq": 10**400}, "filter_freq must be a finite number, got 1000"),
     ],
 )  # fmt: skip
