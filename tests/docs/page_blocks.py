@@ -33,6 +33,7 @@ SMALL = {  # command -> what is appended
     "generate": ["max_new_tokens=8"],
     "prepare": ["data.max_bytes=300000"],
     "quickstart": ["evaluation_tokens=200"],
+    "rerank": ["limit=3"],
 }
 RETRIEVAL = ["data.max_pairs=64", *TRAINING]
 QUICKSTART = {"monarc": ["lm_steps=3", "energy_steps=2"], "nano-ebm": ["steps=3"]}
@@ -86,6 +87,8 @@ def _sizes(command, rest):
         return PLOT.get(rest[0], [])
     if command == "detect" and rest[0] == "train":
         return ["data.max_bytes=2000000", "documents=5", "passages=2", "epochs=2", "resamples=100"]
+    if command == "automata" and not any(word.startswith(("checkpoint=", "write=", "steps=")) for word in rest):
+        return ["steps=10", "energy_steps=5", "languages=5"]
     if command == "quickstart":
         model = "nano-ebm" if "nano-ebm" in " ".join(rest) else "monarc"
         return [*SMALL[command], *QUICKSTART[model]]
