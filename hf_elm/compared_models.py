@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from .comparison_result import Column
 from .document_scores import DocumentScores
 from .document_totals import Estimate
+from .model_fingerprint import file_states, sha256
 from .partial_rows import PartialRows
 
 
@@ -23,7 +23,7 @@ _ESTIMATES = ("nats_per_token", "bits_per_byte")
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return sha256([json.dumps(value).encode()])
 
 
 class ComparedModels:
@@ -40,7 +40,7 @@ class ComparedModels:
     def __init__(self, output: str | Path, checkpoints: list[str], texts: list[str], settings: dict[str, Any]):
         if Path(output).exists():
             raise FileExistsError(f"output={output} exists; choose another file or remove it first.")
-        models = [{"checkpoint": each, "files": _files(each)} for each in checkpoints]
+        models = [{"checkpoint": each, "files": file_states(each)} for each in checkpoints]
         self._rows = PartialRows(Path(output), {"compared": models, "texts": digest(texts), **settings})
         self._done = list(self._rows.rows())
 
@@ -73,9 +73,3 @@ class ComparedModels:
     def remove(self) -> None:
         """Removes the folder, once the output is written."""
         shutil.rmtree(self._rows.folder, ignore_errors=True)
-
-
-def _files(checkpoint: str) -> list[list]:
-    """Names, sizes and times of a folder's weights and configurations; nothing of a Hub id."""
-    paths = sorted(path for path in Path(checkpoint).glob("*") if path.suffix in (".safetensors", ".json"))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]

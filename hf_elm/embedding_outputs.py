@@ -20,8 +20,11 @@ SETTINGS, PROGRESS, VECTORS = "settings.json", "progress.json", "vectors.npy"
 ROWS_AT_ONCE = 8192
 
 
-def check_output(output: str | Path) -> Path:
+def check_output(output: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     """The path of the file to write.
+
+    Args:
+        suffixes: that are known.
 
     Raises:
         ValueError: an unknown suffix.
@@ -29,8 +32,8 @@ def check_output(output: str | Path) -> Path:
         ImportError: parquet, and pyarrow is not installed.
     """
     output = Path(output)
-    if output.suffix not in SUFFIXES:
-        raise ValueError(f'output={output} has the unknown suffix "{output.suffix}"; known are {", ".join(SUFFIXES)}.')
+    if output.suffix not in suffixes:
+        raise ValueError(f'output={output} has the unknown suffix "{output.suffix}"; known are {", ".join(suffixes)}.')
     if output.exists():
         raise FileExistsError(f"output={output} exists; choose another file or remove it first.")
     require_writable(output, "output")

@@ -16,6 +16,7 @@ import torch
 from .continuation_scores import scorer_of
 from .document_totals import Estimate, ratio_estimate
 from .harness import TASKS_FOLDER, HarnessModel, ScoredRequests, column_of, limit_rows
+from .model_fingerprint import file_states
 from .saved_models import load_checkpoint
 from .task_results import TaskResults
 
@@ -164,8 +165,7 @@ class _Run:
 
 def _fingerprint(checkpoint, scorer, *settings) -> str:
     """Changes with whatever changes the results: weights' files, dtype, think_steps, how log Z is found, decoding."""
-    files = sorted(path for path in Path(checkpoint).glob("*") if path.suffix in (".safetensors", ".json"))
-    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    state = file_states(checkpoint)
     text = json.dumps([str(Path(checkpoint).absolute()), state, scorer.describe(), [str(each) for each in settings]])
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ def model_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         "tokenizer_sha256": sha256([str(vocabulary).encode()]),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+def file_states(checkpoint: str) -> list[list]:
+    """Name, size and time of a saved folder's weights and JSON files, which tell a changed model without loading it.
+
+    Nothing of a Hub id.
+    """
+    paths = sorted(path for path in Path(checkpoint).glob("*") if path.suffix in (".safetensors", ".json"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths if path.is_file()]
 
 
 def sha256(parts: Iterable[Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .embedding_inputs import import_parquet
-from .run_folder import require_writable
+from .embedding_outputs import check_output
 
 
 SUFFIXES = (".parquet", ".jsonl")
@@ -25,18 +25,11 @@ def check_table_output(output: str | Path) -> Path:
         FileExistsError, NotADirectoryError, PermissionError: it, or the record beside it, is there already, or cannot be created.
         ImportError: parquet, and pyarrow is not installed.
     """
-    output = Path(output)
-    if output.suffix not in SUFFIXES:
-        raise ValueError(f'output={output} has the unknown suffix "{output.suffix}"; known are {", ".join(SUFFIXES)}.')
-    if output.exists():
-        raise FileExistsError(f"output={output} exists; choose another file or remove it first.")
+    output = check_output(output, SUFFIXES)
     if record_path(output).exists() and not Path(f"{output}.partial").exists():
         raise FileExistsError(
             f"{record_path(output)}, the record of {output}, exists; remove it or choose another output."
         )
-    require_writable(output, "output")
-    if output.suffix == ".parquet":
-        import_parquet()
     return output
 
 

@@ -19,14 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..families import FAMILIES, read_model_type
+from ..causal_settings import keep_fitting
 from ..recipes import literal_defaults, merge, split_arguments
 from ..rerank_sections import rerank_schema
 from ..run_folder import require_writable
 
 
 schema = rerank_schema
-_ENERGY_KEYS = ("method", "num_samples", "exact_top", "max_rows")
 _LIBRARY = "library_lines"
 
 
@@ -44,7 +43,7 @@ def run(arguments: list[str]) -> None:
             raise ValueError(f"rerank needs {key}=...; see `hf-elm rerank --help`.")
     settings = merge(literal_defaults(schema().keys.values()), given)
     _check(settings)
-    _keep_fitting(given, settings)
+    keep_fitting("rerank", given, settings)
     from ..partial_rows import check_rows_output
 
     output, report = check_rows_output(settings.pop("output")), settings.pop("report")
@@ -75,20 +74,6 @@ def _check(settings: dict[str, Any]) -> None:
     for name, (holds, rule) in rules.items():
         if settings[name] is not None and not holds(settings[name]):
             raise ValueError(f"{name} must be {rule}, got {settings[name]!r}.")
-
-
-def _keep_fitting(given: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Takes keys out that do not concern the kind of model; refuses them where they were given."""
-    checkpoint = settings["checkpoint"]
-    kind = read_model_type(checkpoint)
-    if kind in FAMILIES and FAMILIES[kind].generation is None:
-        raise ValueError(f"checkpoint={checkpoint} is a {kind} model, an encoder; rerank takes causal models.")
-    has_energy = kind in FAMILIES and FAMILIES[kind].residual_energy
-    unfit = (() if has_energy else _ENERGY_KEYS) + (() if kind == "nano_ebm" else ("think_steps",))
-    for key in unfit:
-        if key in given:
-            raise ValueError(f"{key} does not concern a {kind} model; leave it out.")
-        del settings[key]
 
 
 def _lists(source: str, limit: int | None, seed: int):

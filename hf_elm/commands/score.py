@@ -15,6 +15,7 @@ complete, with a record of how the numbers were found beside it (FILE.json).
 import sys
 from typing import Any
 
+from ..causal_settings import keep_fitting
 from ..embedding_inputs import read_inputs
 from ..families import FAMILIES, read_model_type
 from ..recipes import literal_defaults, merge, split_arguments
@@ -24,7 +25,6 @@ from .evaluate import PARTS, run_settings
 
 schema = score_schema
 _OF_FILES = ("id_column", "keep")
-_OF_ENERGIES = ("method", "num_samples", "exact_top", "max_rows")
 _METHODS = ("auto", "exact", "sampled", "certified", "none")
 
 
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> None:
             raise ValueError(f"score needs {key}=...; see `hf-elm score --help`.")
     settings = _settings(sources, given)
     _check(settings)
-    _keep_fitting(given, settings)
+    keep_fitting("score", given, settings)
     from ..scored_tables import check_table_output
 
     output = check_table_output(settings.pop("output"))
@@ -94,20 +94,6 @@ def _check(settings: dict[str, Any]) -> None:
     for name, (holds, rule) in rules.items():
         if not holds(settings[name]):
             raise ValueError(f"{name} must be {rule}, got {settings[name]!r}.")
-
-
-def _keep_fitting(given: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Takes keys out that do not concern the kind of model; refuses them where they were given."""
-    checkpoint = settings["checkpoint"]
-    kind = read_model_type(checkpoint)
-    if kind in FAMILIES and FAMILIES[kind].generation is None:
-        raise ValueError(f"checkpoint={checkpoint} is a {kind} model, an encoder; score takes causal models.")
-    has_energy = kind in FAMILIES and FAMILIES[kind].residual_energy
-    unfit = (() if has_energy else _OF_ENERGIES) + (() if kind == "nano_ebm" else ("think_steps",))
-    for key in unfit:
-        if key in given:
-            raise ValueError(f"{key} does not concern a {kind} model; leave it out.")
-        del settings[key]
 
 
 def _inputs(sources: list[str], settings: dict[str, Any]):
